@@ -1,0 +1,1 @@
+"""The stores a node can stand on, by URL scheme."""

@@ -1,0 +1,133 @@
+"""What a broker promises. Read this file before any other of this folder.
+
+A broker is one node's connection to a store that all nodes share. The store keeps a log for each channel, groups the
+channels into partitions and announces each new message on its partition's subject. The verbs and what they promise:
+
+Order.       A channel's offsets grow in the order in which its publishes were acknowledged. Live messages of one
+             partition are told in the order of their offsets, each at most once.
+Atomicity.   `publish` is one step in the store: dedupe, compare versions, assign the offset, append, trim, update the
+             key table, announce. `read` and `snapshot` are one atomic view of the store each.
+Duplicates.  A repeated id within the window returns the first offset and stores nothing.
+Loss.        A live message may get lost between the store and a node. Each one names the offset before it in its
+             partition and the history (the server process, or its log) it was written in, so the broker notices and
+             tells a `gap`; `check` finds the lost last message, which no later one would reveal. A store that lost
+             something itself raises its floor, so that every read below it says so. What cannot be proven whole is
+             never claimed to be.
+Away.        While the store is away `publish`, `read`, `snapshot`, `subscribe` and `check` raise Problem
+             ("unavailable") after a bounded wait. An acknowledged publish was stored. Reconnecting is the broker's own
+             work, inside `run`, and every reconnect checks all partitions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Protocol
+
+from gateway.message import Draft, Message
+
+
+class Events(Protocol):
+    """What a broker tells its node; plain calls, so that nothing can come between the reader and the sockets."""
+
+    def message(self, partition: int, message: Message) -> None:
+        """The next message of a subscribed partition; everything before it has been told, or told as a gap."""
+
+    def watermark(self, partition: int, offset: int) -> None:
+        """All up to `offset` has been told; also where a newly subscribed partition begins."""
+
+    def gap(self, partition: int, offset: int) -> None:
+        """Messages up to `offset` may not have been told; live goes on behind it."""
+
+
+@dataclass(slots=True)
+class Receipt:
+    """An acknowledged publish."""
+
+    channel: str
+    offset: int
+    id: str
+    duplicate: bool = False
+
+
+@dataclass(slots=True)
+class Page:
+    """What one atomic view of the store holds of a channel above a position.
+
+    A reader may go on from `since` without having missed anything when `floor <= since <= top` and `shown`; otherwise
+    it is told a reset at `min(since, top)`. Either way `messages` (in the order of their offsets) follow, and then it
+    has reached `reached`: the last message's offset while there is `more`, else the partition's highest.
+    """
+
+    since: int
+    shown: bool  # nothing after `since` has left this channel's log
+    floor: int
+    top: int  # the partition's highest offset
+    messages: list[Message]
+    more: bool
+
+    @property
+    def continuous(self) -> bool:
+        return self.shown and self.floor <= self.since <= self.top
+
+    @property
+    def start(self) -> int:
+        return min(self.since, self.top)
+
+    @property
+    def reached(self) -> int:
+        return self.messages[-1].offset if self.more else max(self.top, self.start)
+
+    @property
+    def reason(self) -> str:
+        """Why it is not continuous, for the `reset`: `unknown` (never issued here), `lost` or `trimmed`."""
+        if self.since > self.top:
+            return "unknown"
+        return "lost" if self.since < self.floor else "trimmed"
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """The newest value of each key of a channel, in the order of offsets, and the position it is the state of."""
+
+    messages: list[Message]
+    offset: int
+
+
+class Broker(Protocol):
+    """One node's connection to the store. Every verb may be called from any task of the node's loop."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether the store answers; a node that is not connected is not ready, but stays alive."""
+
+    async def run(self, events: Events) -> None:
+        """Tell `events` what happens, reconnect when needed; ends only by cancellation."""
+
+    async def subscribe(self, partitions: Collection[int]) -> None:
+        """Follow these partitions: subscribed, confirmed, checked, and their watermark told before this returns."""
+
+    async def unsubscribe(self, partitions: Collection[int]) -> None:
+        """Follow these partitions no longer; nothing of them is told once this returns."""
+
+    async def publish(self, draft: Draft) -> Receipt:
+        """Store and announce one message.
+
+        Raises Problem: `stale_version`, `too_many_keys`, `id_reused`, `ids_full`, `unavailable`.
+        """
+
+    async def read(self, channel: str, since: int, limit: int) -> Page:
+        """At most `limit` messages above `since`, and what the store can prove of that position.
+
+        Where the channel's policy is `slow = "latest"` a keyed message that a newer one of its key replaced is left
+        out; leaving it out breaks no proof.
+        """
+
+    async def snapshot(self, channel: str) -> Snapshot:
+        """The channel's key table."""
+
+    async def check(self, partitions: Collection[int]) -> None:
+        """Compare with the store what this node was told or acknowledged in these partitions; tell what it missed."""
+
+    async def close(self) -> None:
+        """Let go of the store's connections."""

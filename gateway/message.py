@@ -1,0 +1,248 @@
+"""Messages, their channels and the cursor that resumes them: the words of the wire, with no I/O."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import os
+import re
+import time as clock
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+MAX_OFFSET = 2**53 - 1  # what a JavaScript number holds exactly
+MAX_NAME = 200  # characters of a channel after its namespace
+RESERVED = ("jobs", "presence", "ringcast")  # namespaces that only the gateway itself publishes to
+
+_NAMESPACE = re.compile(r"[a-z][a-z0-9_-]{0,62}\Z")
+_encode = msgspec.json.Encoder().encode
+_decode_cursor = msgspec.json.Decoder(dict[str, int]).decode
+
+
+def check_channel(channel: str) -> str:
+    """Return `channel` when it is well formed.
+
+    A channel is a namespace `[a-z][a-z0-9_-]*`, a colon, then 1 to 200 printable Unicode characters other than space,
+    comma and `*`. Raises ValueError with a sentence that names the fault.
+    """
+    namespace, colon, name = channel.partition(":")
+    if not colon or not _NAMESPACE.match(namespace):
+        raise ValueError(f"channel {clip(channel)} must begin with a namespace like 'user:' or 'topic:' ([a-z][a-z0-9_-]*)")
+    if not 1 <= len(name) <= MAX_NAME:
+        raise ValueError(f"channel {clip(channel)} must have 1 to {MAX_NAME} characters after '{namespace}:'")
+    if not name.isprintable() or " " in name or "," in name or "*" in name:
+        raise ValueError(f"channel {clip(channel)} holds a space, a comma, a '*' or a character that is not printable")
+    return channel
+
+
+def check_event(event: str) -> str:
+    """Return `event` when every transport can carry it; raise ValueError with a sentence that says why not.
+
+    An SSE field holds no line break, EventSource keeps `open` and `error` for itself, and `ringcast.` is ours.
+    """
+    if not 1 <= len(event) <= MAX_NAME:
+        raise ValueError(f"event must have 1 to {MAX_NAME} characters")
+    if any(c < " " or "\x7f" <= c <= "\x9f" for c in event) or not _is_text(event):
+        raise ValueError("event must not hold control characters or lone surrogates")
+    if event in ("open", "error") or event.startswith("ringcast."):
+        raise ValueError(f"event {clip(event)} is reserved: 'open', 'error' and 'ringcast.*' belong to the clients and the gateway")
+    return event
+
+
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def clip(text: str, limit: int = 60) -> str:
+    """`text` as an error message may show it: quoted, escaped, cut."""
+    return ascii(text if len(text) <= limit else text[: limit - 1] + "…")
+
+
+def namespace(channel: str) -> str:
+    return channel[: channel.index(":")]
+
+
+def routing_key(channel: str) -> str:
+    """What places a channel: a user's own channels share the user's key, presence the key of what it watches."""
+    space, _, name = channel.partition(":")
+    if space in ("user", "jobs"):
+        return name
+    if space == "ringcast" and name.startswith("user."):
+        return name[len("user.") :]
+    if space == "presence":
+        return routing_key(name)
+    return channel
+
+
+def partition_of(channel: str, partitions: int) -> int:
+    """The partition of a channel: the first 8 bytes, big-endian, of SHA-256 of its routing key, mod `partitions`."""
+    return int.from_bytes(hashlib.sha256(routing_key(channel).encode()).digest()[:8]) % partitions
+
+
+def encode_cursor(positions: dict[str, int]) -> str:
+    """Positions by channel as the opaque string of the wire: unpadded base64url of a JSON object."""
+    return base64.urlsafe_b64encode(_encode(positions)).rstrip(b"=").decode()
+
+
+def decode_cursor(cursor: str, limit: int) -> dict[str, int]:
+    """The positions of a cursor of at most `limit` bytes; raises ValueError with a sentence when it is malformed."""
+    if len(cursor) > limit:
+        raise ValueError(f"the cursor has {len(cursor)} bytes, at most {limit} fit here: send it by POST or in a connect frame")
+    try:
+        raw = base64.b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+        positions = _decode_cursor(raw)
+    except (UnicodeEncodeError, binascii.Error, msgspec.DecodeError) as error:
+        raise ValueError("the cursor is not base64url of a JSON object of offsets by channel") from error
+    return check_positions(positions)
+
+
+def check_positions(positions: dict[str, int]) -> dict[str, int]:
+    for channel, offset in positions.items():
+        check_channel(channel)
+        if not 0 <= offset <= MAX_OFFSET:
+            raise ValueError(f"the cursor's offset of {clip(channel)} is not between 0 and 2^53 - 1")
+    return positions
+
+
+_CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+
+
+def new_id() -> str:
+    """A ULID: 48 bits of milliseconds and 80 random bits in Crockford's base 32, 26 characters."""
+    n = int(clock.time() * 1000) << 80 | int.from_bytes(os.urandom(10))
+    return "".join(_CROCKFORD[n >> shift & 31] for shift in range(125, -1, -5))
+
+
+@dataclass(slots=True)
+class Draft:
+    """What a publisher asks for, checked, before a store has given it an offset.
+
+    `data` is strict JSON on one line, as it will be passed on. `principal` scopes `id` when `idempotent`: a repeat of
+    the same id with the same `digest` returns the first receipt, with another it is refused.
+    """
+
+    channel: str
+    event: str
+    data: bytes
+    id: str
+    key: str | None = None
+    version: tuple[int, ...] | None = None
+    deleted: bool = False
+    ttl: float | None = None  # seconds
+    principal: str = ""
+    idempotent: bool = False
+
+    def digest(self) -> bytes:
+        """Tells one body from another under the same id."""
+        parts = (self.event, self.key, self.version, self.deleted, self.ttl)
+        return hashlib.sha256(_encode(parts) + self.data).digest()[:16]
+
+
+class Message:
+    """One entry of a channel's log. Immutable; each transport's frame is made once, when first wanted."""
+
+    __slots__ = ("_json", "_sse", "_text", "channel", "data", "deleted", "event", "id", "key", "offset", "time", "version")
+
+    def __init__(
+        self, channel: str, offset: int, id: str, event: str, data: bytes, time: int,
+        key: str | None = None, version: tuple[int, ...] | None = None, deleted: bool = False,
+    ) -> None:  # fmt: skip
+        self.channel = channel
+        self.offset = offset
+        self.id = id
+        self.event = event
+        self.data = data
+        self.time = time  # milliseconds since 1970
+        self.key = key
+        self.version = version
+        self.deleted = deleted
+        self._json: bytes | None = None
+        self._text: str | None = None
+        self._sse: bytes | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes it is counted with in every bound: its data and a flat charge for the rest and its frames' headers."""
+        return 2 * len(self.data) + 512
+
+    @property
+    def json(self) -> bytes:
+        """The message object of the wire, as UTF-8 JSON around the publisher's own bytes."""
+        if self._json is None:
+            tail = b""
+            if self.key is not None:
+                tail += b',"key":' + _encode(self.key)
+            if self.version is not None:
+                tail += b',"version":' + _encode(self.version)
+            if self.deleted:
+                tail += b',"deleted":true'
+            self._json = b'{"type":"message","channel":%b,"offset":%d,"id":%b,"event":%b,"data":%b,"time":"%b"%b}' % (
+                _encode(self.channel), self.offset, _encode(self.id), _encode(self.event), self.data,
+                format_time(self.time).encode(), tail,
+            )  # fmt: skip
+        return self._json
+
+    @property
+    def text(self) -> str:
+        """`json` as the string that an ASGI server wants in a WebSocket text frame."""
+        if self._text is None:
+            self._text = self.json.decode()
+        return self._text
+
+    @property
+    def sse(self) -> bytes:
+        """The message as one server-sent event (WHATWG HTML, 9.2.6); its position travels in checkpoints, not here."""
+        if self._sse is None:
+            self._sse = b"event: %b\ndata: %b\n\n" % (self.event.encode(), self.json)
+        return self._sse
+
+    def __repr__(self) -> str:
+        return f"<Message {self.channel} {self.offset} {self.event}>"
+
+
+class Control:
+    """A frame about a session or one of its channels: welcome, subscribed, reset, ping, goodbye ..."""
+
+    __slots__ = ("body", "channel", "kind", "recallable")
+
+    def __init__(self, kind: str, channel: str | None = None, *, recallable: bool = False, **body: Any) -> None:
+        self.kind = kind
+        self.channel = channel
+        self.recallable = recallable  # dropped with the messages before it, when those are taken back from an outbox
+        self.body: dict[str, Any] = {"type": kind}
+        if channel is not None:
+            self.body["channel"] = channel
+        self.body.update((name, value) for name, value in body.items() if value is not None)
+
+    @property
+    def size(self) -> int:
+        return 512
+
+    @property
+    def json(self) -> bytes:
+        return _encode(self.body)
+
+    @property
+    def text(self) -> str:
+        return self.json.decode()
+
+    @property
+    def sse(self) -> bytes:
+        return b"event: ringcast.%b\ndata: %b\n\n" % (self.kind.encode(), self.json)
+
+    def __repr__(self) -> str:
+        return f"<Control {self.body}>"
+
+
+def format_time(milliseconds: int) -> str:
+    """RFC 3339 in UTC with milliseconds: `2026-11-20T12:00:00.123Z`."""
+    seconds, rest = divmod(milliseconds, 1000)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:03d}Z"
