@@ -44,6 +44,7 @@ KINDS: dict[str, Kind] = {
     "too_slow": Kind(503, TOO_SLOW, "The connection stayed stuck"),
     "server_error": Kind(500, SERVER_ERROR, "The gateway failed; the fault is logged"),
     "unavailable": Kind(503, SERVER_ERROR, "The store is away"),
+    "store_full": Kind(503, SERVER_ERROR, "The store is full"),
     "ids_full": Kind(503, SERVER_ERROR, "The idempotency table is full"),
     "draining": Kind(503, DRAINING, "This node is shutting down"),
     "full": Kind(503, FULL, "This node holds as many connections as it may"),

@@ -31,7 +31,7 @@ def check_channel(channel: str) -> str:
     """
     namespace, colon, name = channel.partition(":")
     if not colon or not _NAMESPACE.match(namespace):
-        raise ValueError(f"channel {clip(channel)} must begin with a namespace like 'user:' or 'topic:' ([a-z][a-z0-9_-]*)")
+        raise ValueError(f"channel {clip(channel)} must begin with a namespace such as 'user:' or 'topic:'")
     if not 1 <= len(name) <= MAX_NAME:
         raise ValueError(f"channel {clip(channel)} must have 1 to {MAX_NAME} characters after '{namespace}:'")
     if not name.isprintable() or " " in name or "," in name or "*" in name:
@@ -49,7 +49,7 @@ def check_event(event: str) -> str:
     if any(c < " " or "\x7f" <= c <= "\x9f" for c in event) or not _is_text(event):
         raise ValueError("event must not hold control characters or lone surrogates")
     if event in ("open", "error") or event.startswith("ringcast."):
-        raise ValueError(f"event {clip(event)} is reserved: 'open', 'error' and 'ringcast.*' belong to the clients and the gateway")
+        raise ValueError(f"event {clip(event)} is reserved, as are 'open', 'error' and all of 'ringcast.*'")
     return event
 
 
@@ -95,7 +95,7 @@ def encode_cursor(positions: dict[str, int]) -> str:
 def decode_cursor(cursor: str, limit: int) -> dict[str, int]:
     """The positions of a cursor of at most `limit` bytes; raises ValueError with a sentence when it is malformed."""
     if len(cursor) > limit:
-        raise ValueError(f"the cursor has {len(cursor)} bytes, at most {limit} fit here: send it by POST or in a connect frame")
+        raise ValueError(f"the cursor has {len(cursor)} bytes and only {limit} fit here: send it by POST")
     try:
         raw = base64.b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
         positions = _decode_cursor(raw)
@@ -149,7 +149,8 @@ class Draft:
 class Message:
     """One entry of a channel's log. Immutable; each transport's frame is made once, when first wanted."""
 
-    __slots__ = ("_json", "_sse", "_text", "channel", "data", "deleted", "event", "id", "key", "offset", "time", "version")
+    __slots__ = ("_json", "_sse", "_text", "channel", "data", "deleted", "event", "id", "key", "offset", "time",
+                 "version")  # fmt: skip
 
     def __init__(
         self, channel: str, offset: int, id: str, event: str, data: bytes, time: int,

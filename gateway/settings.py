@@ -1,4 +1,4 @@
-"""Every setting with its default and unit; flags, then `RINGCAST_*` environment, then TOML; unknown names are refused."""
+"""Every setting with its default and unit: flags, then `RINGCAST_*` environment, then TOML; none unknown."""
 
 from __future__ import annotations
 

@@ -1,0 +1,133 @@
+"""Which live messages a node has provably seen: one chain per partition, with no I/O.
+
+Each live frame names the offset before it in its partition and the history it was written in. Where both fit, the
+frame is passed on and the watermark moves; where they do not, the partition is *due*: its frames are held back until
+the store has told how far it is, and what lay between is a gap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from gateway.brokers.base import Events
+from gateway.message import Message
+
+HELD_FRAMES = 10_000  # per partition, while the store is asked
+HELD_BYTES = 16 << 20
+
+
+@dataclass(slots=True)
+class Frame:
+    """One live message as the store announced it."""
+
+    partition: int
+    before: int  # the offset before this one in the partition
+    history: str
+    message: Message
+
+
+@dataclass(slots=True)
+class Followed:
+    """A subscribed partition. `held` is None while live frames pass; else they wait in it for the store's answer."""
+
+    watermark: int
+    history: str
+    held: list[Frame] | None = None
+    held_bytes: int = 0
+    dropped: bool = False  # some could not be held: once answered, the store is asked again
+
+
+@dataclass(slots=True)
+class Chain:
+    events: Events
+    followed: dict[int, Followed] = field(default_factory=dict)
+    due: set[int] = field(default_factory=set)
+    known: dict[int, tuple[int, str]] = field(default_factory=dict)  # highest acknowledged publish and its history
+
+    def begin(self, partition: int, top: int, history: str) -> None:
+        """Follow a partition from where the store says it is."""
+        self.followed[partition] = Followed(top, history)
+        self.events.watermark(partition, top)
+
+    def end(self, partition: int) -> None:
+        self.followed.pop(partition, None)
+        self.due.discard(partition)
+
+    def frame(self, frame: Frame) -> None:
+        """Pass a live frame on, drop it as seen, or hold it back and make its partition due."""
+        at = self.followed.get(frame.partition)
+        if at is None:
+            return
+        if at.held is not None:
+            self._hold(at, frame)
+        elif not self.same_history(at, frame):
+            self._ask(frame.partition, at, frame)
+        elif frame.message.offset <= at.watermark:
+            return
+        elif not self.follows(at, frame):
+            self._ask(frame.partition, at, frame)
+        else:
+            at.watermark = frame.message.offset
+            self.events.message(frame.partition, frame.message)
+
+    def same_history(self, at: Followed, frame: Frame) -> bool:
+        return frame.history == at.history
+
+    def follows(self, at: Followed, frame: Frame) -> bool:
+        return frame.before == at.watermark
+
+    def acknowledged(self, partition: int, offset: int, history: str) -> None:
+        """Remember a publish of this node: should the store lose it, this node is the witness."""
+        self.known[partition] = (offset, history)
+
+    def suspect(self, partitions: Iterable[int]) -> None:
+        """Hold these partitions until the store has been asked: the connection was cut, or lost them."""
+        for partition in partitions:
+            at = self.followed.get(partition)
+            if at is not None and at.held is None:
+                self._ask(partition, at, None)
+
+    def claims(self, partition: int) -> list[tuple[int, str]]:
+        """The highest offsets this node knows of in a partition, each with the history it was written in."""
+        told: dict[str, int] = {}
+        at = self.followed.get(partition)
+        if at is not None:
+            told[at.history] = at.watermark
+        if partition in self.known:
+            offset, history = self.known[partition]
+            told[history] = max(offset, told.get(history, 0))
+        return [(offset, history) for history, offset in told.items()]
+
+    def answered(self, partition: int, top: int, history: str) -> None:
+        """The store's answer to this partition's claims: go on from `top`, behind a gap if that is ahead of us."""
+        if partition in self.known:
+            self.known[partition] = (top, history)
+        self.due.discard(partition)
+        at = self.followed.get(partition)
+        if at is None:
+            return
+        at.history = history
+        if top > at.watermark:
+            at.watermark = top
+            self.events.gap(partition, top)
+        held, at.held, at.held_bytes = at.held, None, 0
+        for frame in held or ():
+            self.frame(frame)
+        if at.dropped:
+            at.dropped = False
+            self.suspect([partition])
+
+    def _ask(self, partition: int, at: Followed, frame: Frame | None) -> None:
+        at.held = []
+        self.due.add(partition)
+        if frame is not None:
+            self._hold(at, frame)
+
+    def _hold(self, at: Followed, frame: Frame) -> None:
+        assert at.held is not None
+        if len(at.held) < HELD_FRAMES and at.held_bytes + frame.message.size <= HELD_BYTES:
+            at.held.append(frame)
+            at.held_bytes += frame.message.size
+        else:
+            at.dropped = True

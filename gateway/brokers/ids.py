@@ -1,0 +1,65 @@
+"""Which ids were published lately: a repeat within the window returns the first offset."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import NamedTuple
+
+from gateway.errors import Problem
+from gateway.message import Draft
+
+ID_BYTES = 300  # charged for an entry beside its three strings
+
+
+class Known(NamedTuple):
+    digest: bytes
+    offset: int
+    expires: int  # microseconds
+
+
+class Ids:
+    """The idempotency table, scoped by principal and channel. An entry stays for the whole window or is refused."""
+
+    def __init__(self, window: int, limit: int) -> None:
+        self.window = window  # microseconds
+        self.limit = limit  # bytes
+        self.bytes = 0
+        self._known: OrderedDict[tuple[str, str, str], Known] = OrderedDict()
+
+    def find(self, draft: Draft, now: int) -> int | None:
+        """The offset that this id was stored at, if it was. Raises Problem `id_reused` and `ids_full`."""
+        if not draft.idempotent:
+            return None
+        known = self._known.get((draft.principal, draft.channel, draft.id))
+        if known is not None and known.expires > now:
+            if known.digest != draft.digest():
+                raise Problem(
+                    "id_reused",
+                    f"id {draft.id!r} was used for {draft.channel} with another body: a new message needs a new id",
+                    offset=known.offset,
+                )
+            return known.offset
+        self._expire(now)
+        if self.bytes + self._charge(draft) > self.limit:
+            detail = "the idempotency table is full: publish slower, or raise idempotency_bytes"
+            raise Problem("ids_full", detail, retry_after=5)
+        return None
+
+    def remember(self, draft: Draft, offset: int, now: int) -> None:
+        if draft.idempotent:
+            self._known[draft.principal, draft.channel, draft.id] = Known(draft.digest(), offset, now + self.window)
+            self.bytes += self._charge(draft)
+
+    def _expire(self, now: int) -> None:
+        while self._known:
+            (principal, channel, id), known = next(iter(self._known.items()))
+            if known.expires > now:
+                return
+            del self._known[principal, channel, id]
+            self.bytes -= ID_BYTES + len(principal) + len(channel) + len(id)
+
+    def _charge(self, draft: Draft) -> int:
+        return ID_BYTES + len(draft.principal) + len(draft.channel) + len(draft.id)
+
+    def __len__(self) -> int:
+        return len(self._known)

@@ -1,0 +1,109 @@
+"""The reference broker and the default: one process's memory. A restart is a new store."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Collection
+
+from gateway.brokers.base import Events, Page, Receipt, Snapshot
+from gateway.brokers.chain import Chain, Frame
+from gateway.brokers.memory_store import MemoryStore
+from gateway.errors import Problem
+from gateway.message import Draft, partition_of
+
+INBOX = 100_000  # frames announced and not looked at yet; the next one is lost, and the chain tells
+SWEEP = 1.0  # seconds between two looks for what has expired
+
+
+class MemoryBroker:
+    """A node's connection to a `MemoryStore`."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self.store = store
+        self._chain: Chain | None = None
+        self._inbox: deque[Frame] = deque()
+        self._wake = asyncio.Event()
+        self._started = asyncio.Event()
+
+    @property
+    def connected(self) -> bool:
+        return self._chain is not None
+
+    @property
+    def chain(self) -> Chain:
+        if self._chain is None:
+            raise Problem("unavailable", "the memory store is not running; try again in a second", retry_after=1)
+        return self._chain
+
+    async def run(self, events: Events) -> None:
+        self._chain = Chain(events)
+        self.store.listeners.append(self.receive)
+        self._started.set()
+        try:
+            while True:
+                try:
+                    async with asyncio.timeout(SWEEP):
+                        await self._wake.wait()
+                except TimeoutError:
+                    self.store.sweep()
+                self._wake.clear()
+                self.drain()
+        finally:
+            self.store.listeners.remove(self.receive)
+            self._inbox.clear()
+            self._started.clear()
+            self._chain = None
+
+    def receive(self, frame: Frame) -> None:
+        """The store calls this for each message it stored."""
+        if len(self._inbox) < INBOX:
+            self._inbox.append(frame)
+            self._wake.set()
+
+    def drain(self) -> None:
+        """Everything announced so far goes through the chain; the partitions in which it broke are checked."""
+        chain = self.chain
+        while self._inbox or chain.due:
+            while self._inbox:
+                chain.frame(self._inbox.popleft())
+            for partition in list(chain.due):
+                self._check(partition)
+
+    def _check(self, partition: int) -> None:
+        chain = self.chain
+        chain.answered(partition, *self.store.check(partition, chain.claims(partition)))
+
+    async def subscribe(self, partitions: Collection[int]) -> None:
+        await self._started.wait()
+        for partition in partitions:
+            if partition not in self.chain.followed:
+                self.chain.begin(partition, *self.store.check(partition, self.chain.claims(partition)))
+
+    async def unsubscribe(self, partitions: Collection[int]) -> None:
+        for partition in partitions:
+            self.chain.end(partition)
+
+    async def publish(self, draft: Draft) -> Receipt:
+        partition = partition_of(draft.channel, self.store.settings.partitions)
+        known = self.chain.known.get(partition)
+        if known is not None and known[1] != self.store.history:
+            self._check(partition)  # another store process: what is gone must be told before its place is taken
+        receipt = self.store.publish(draft)
+        if not receipt.duplicate:
+            self.chain.acknowledged(partition, receipt.offset, self.store.history)
+        return receipt
+
+    async def read(self, channel: str, since: int, limit: int) -> Page:
+        return self.store.read(channel, since, limit)
+
+    async def snapshot(self, channel: str) -> Snapshot:
+        return self.store.snapshot(channel)
+
+    async def check(self, partitions: Collection[int]) -> None:
+        self.drain()
+        for partition in partitions:
+            self._check(partition)
+
+    async def close(self) -> None:
+        self._inbox.clear()
