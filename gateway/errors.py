@@ -72,10 +72,6 @@ class Problem(Exception):
                 "detail": self.detail, **self.facts}  # fmt: skip
 
 
-class ConfigError(Exception):
-    """A setting that cannot work, in one sentence that names it and says what to write instead."""
-
-
 def reconnects(close: int) -> bool:
     """Whether a client that is told this close code should come back by itself."""
     return not 4000 <= close < 4100

@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+import difflib
+import ipaddress
 import os
 import re
 import socket
 import tomllib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 CLIENT_VARIABLES = {"RINGCAST_URL", "RINGCAST_API_KEY", "RINGCAST_TOKEN", "RINGCAST_CONFIG"}
+PLANNED_BROKERS = ("redis", "rediss", "redis+sentinel", "redis+cluster", "nats")
+MAKE_A_KEY = "python3 -c 'import secrets; print(secrets.token_urlsafe(32))'"
+_PREFIX = "RINGCAST_"
 _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZES = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+_ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::(\d{1,5}))?")
+_KEY_BYTES = 32  # RFC 7518, 3.2: a key of HS256 has at least the size of the hash
+
+
+class ConfigError(Exception):
+    """A setting that cannot work, in one sentence that names it and says what to write instead."""
 
 
 def seconds(value: Any) -> Any:
     """Read a duration such as `250ms`, `30s`, `5m`, `24h`, `30d`; a bare number is seconds."""
-    if isinstance(value, str):
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)(us|ms|s|m|h|d)?", value.strip())
+    if isinstance(value, str | bool):
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)(us|ms|s|m|h|d)?", str(value).strip())
         if not match:
             raise ValueError(f"{value!r} is not a duration; write for example 250ms, 30s, 5m or 24h")
         return float(match[1]) * _UNITS[match[2] or "s"]
@@ -29,8 +42,8 @@ def seconds(value: Any) -> Any:
 
 def size(value: Any) -> Any:
     """Read a size such as `64KiB`, `16MiB`; a bare number is bytes."""
-    if isinstance(value, str):
-        match = re.fullmatch(r"(\d+)\s*(KiB|MiB|GiB)?", value.strip())
+    if isinstance(value, str | bool):
+        match = re.fullmatch(r"(\d+)\s*(KiB|MiB|GiB)?", str(value).strip())
         if not match:
             raise ValueError(f"{value!r} is not a size; write for example 65536, 64KiB or 16MiB")
         return int(match[1]) * _SIZES[match[2] or ""]
@@ -44,7 +57,8 @@ def listed(value: Any) -> Any:
     return value
 
 
-Duration = Annotated[float, BeforeValidator(seconds), Field(ge=0)]
+Duration = Annotated[float, BeforeValidator(seconds), Field(ge=0, allow_inf_nan=False)]
+Interval = Annotated[Duration, Field(gt=0)]  # a duration that 0 would turn into a busy loop, or into "never"
 Size = Annotated[int, BeforeValidator(size), Field(ge=0)]
 Listed = Annotated[list[str], NoDecode, BeforeValidator(listed)]
 
@@ -55,40 +69,35 @@ class Policy(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     history_size: Annotated[int, Field(ge=1)] = 1000  # messages a channel
-    history_ttl: Duration = 900.0  # a message's age at most
+    history_ttl: Annotated[Duration, Field(ge=1)] = 900.0  # a message's age at most
     history_bytes: Annotated[Size, Field(ge=1)] = 16 << 20  # a channel's log at most
     keyed: bool = False
-    key_ttl: Duration = 30 * 86400.0
+    key_ttl: Interval = 30 * 86400.0
     max_keys: Annotated[int, Field(ge=1)] = 1000
     presence: bool = False
     slow: Literal["catch_up", "latest"] = "catch_up"
 
-    @field_validator("history_ttl")
-    @classmethod
-    def _at_least_a_second(cls, value: float) -> float:
-        if value < 1:
-            raise ValueError("history_ttl must be at least 1s")
-        return value
-
 
 TABLE = Policy(keyed=True, slow="latest")  # job state, presence, membership, revocations
+_DEFAULT = Policy()
+_OWN = ("jobs", "presence", "ringcast")  # namespaces whose policy is the gateway's own
 
 
 class Settings(BaseSettings):
-    """One node's settings, all checked at start."""
+    """One node's settings, all checked at start. Its repr shows no secret."""
 
-    model_config = SettingsConfigDict(env_prefix="RINGCAST_", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, env_ignore_empty=True, extra="forbid", frozen=True)
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
-    broker: str = "memory://"
+    broker: str = Field(default="memory://", repr=False)  # a URL may hold a password
     node: str = Field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}")
     drain_wait: Duration = 5.0  # after leaving the ring, how long to serve as before
     drain: Duration = 10.0  # the window that goodbyes are spread over
 
     # Who may do what.
-    api_keys: Listed = []  # the keys, or `sha256:<hex>` of them
-    jwt_hmac_key: str | None = None  # HS256; at least 32 bytes
+    api_keys: Listed = Field(default=[], repr=False)  # the keys, or `sha256:<hex>` of them
+    jwt_hmac_key: str | None = Field(default=None, repr=False)  # HS256; at least 32 bytes
     jwt_public_key: str | None = None  # PEM, or the path of a PEM file: RS256, ES256 or EdDSA, fixed by the key
     jwks_url: Listed = []
     jwt_audience: str | None = None
@@ -98,16 +107,16 @@ class Settings(BaseSettings):
     token_in_query: bool = False  # `?token=` ends up in logs and histories; off unless asked for
     allowed_origins: Listed = []  # scheme://host[:port], or `*`; the page's own origin is always allowed
     trusted_proxies: Listed = []  # addresses or networks whose X-Forwarded-For is believed
-    ticket_ttl: Duration = 60.0  # of a `connect` ticket
-    stream_ticket_ttl: Duration = 3600.0  # of a `stream` ticket, when none is asked for
+    ticket_ttl: Interval = 60.0  # of a `connect` ticket
+    stream_ticket_ttl: Interval = 3600.0  # of a `stream` ticket, when none is asked for
 
     # What a channel keeps.
-    channels: dict[str, Policy] = {}
+    channels: Annotated[dict[str, Policy], NoDecode] = {}
     partitions: Annotated[int, Field(ge=1, le=65536)] = 1024
     store_bytes: Size = 256 << 20  # memory:// only: logs and keys together
     idempotency_window: Duration = 300.0
     idempotency_bytes: Size = 64 << 20
-    check_interval: Duration = 30.0
+    check_interval: Interval = 30.0
     linger: Duration = 60.0  # how long a partition stays subscribed after its last local reader left
 
     # What one request, one connection and the process may use.
@@ -126,10 +135,10 @@ class Settings(BaseSettings):
     page_messages: Annotated[int, Field(ge=1)] = 100
     page_bytes: Size = 256 << 10
     reads: Annotated[int, Field(ge=1)] = 16  # pages read from the store at a time
-    stuck_after: Duration = 60.0  # a connection that takes nothing for this long is closed with 4102
-    heartbeat: Duration = 15.0
-    connect_within: Duration = 5.0  # of a WebSocket's first frame, when nothing else authenticated it
-    open_within: Duration = 10.0  # of everything a session needs from the store before its welcome
+    stuck_after: Interval = 60.0  # a connection that takes nothing for this long is closed with 4102
+    heartbeat: Interval = 15.0
+    connect_within: Interval = 5.0  # of a WebSocket's first frame, when nothing else authenticated it
+    open_within: Interval = 10.0  # of everything a session needs from the store before its welcome
     poll_wait: Duration = 60.0  # the longest `wait` that is granted
     poll_interval: Duration = 0.0  # told to polling clients as Ringcast-Poll-Interval
 
@@ -147,15 +156,192 @@ class Settings(BaseSettings):
         found = self.channels.get(name)
         if found is not None:
             return found
-        if name in ("jobs", "presence", "ringcast"):
+        if name in _OWN:
             return TABLE
         return self.channels.get("default", _DEFAULT)
 
+    @field_validator("broker")
+    @classmethod
+    def _known_broker(cls, url: str) -> str:
+        scheme = url.partition("://")[0]
+        if scheme in PLANNED_BROKERS:
+            raise ValueError(f"{scheme}:// is not in this version; the broker it has is memory://")
+        if url != "memory://":
+            raise ValueError("is not the URL of a broker; write memory://")
+        return url
 
-_DEFAULT = Policy()
+    @field_validator("node")
+    @classmethod
+    def _speakable(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+            raise ValueError("must be 1 to 100 letters, digits, '.', '_' or '-', beginning with a letter or digit")
+        return name
+
+    @field_validator("api_keys")
+    @classmethod
+    def _usable_keys(cls, keys: list[str]) -> list[str]:
+        for number, key in enumerate(keys, 1):
+            if key.startswith("sha256:") and not re.fullmatch(r"sha256:[0-9a-f]{64}", key):
+                raise ValueError(f"key {number} is not 'sha256:' and 64 lower-case hex digits")
+            if not key.isascii() or not key.isprintable() or " " in key or not key:
+                raise ValueError(f"key {number} cannot travel in a header: use letters, digits and signs, no spaces")
+        return keys
+
+    @field_validator("jwt_hmac_key")
+    @classmethod
+    def _long_enough(cls, key: str | None) -> str | None:
+        if key is not None and len(key.encode()) < _KEY_BYTES:
+            raise ValueError(f"has {len(key.encode())} bytes, at least {_KEY_BYTES} are needed; {MAKE_A_KEY} makes one")
+        return key
+
+    @field_validator("jwks_url")
+    @classmethod
+    def _web_addresses(cls, urls: list[str]) -> list[str]:
+        for url in urls:
+            parts = urlsplit(url)
+            if parts.scheme not in ("http", "https") or not parts.hostname:
+                raise ValueError(f"{url!r} is not an http:// or https:// URL")
+        return urls
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _origins(cls, origins: list[str]) -> list[str]:
+        return [origin if origin == "*" else _origin(origin) for origin in origins]
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, networks: list[str]) -> list[str]:
+        for network in networks:
+            try:
+                ipaddress.ip_network(network)
+            except ValueError:
+                raise ValueError(f"{network!r} is not an address or network such as 10.0.0.7 or 10.0.0.0/8") from None
+        return networks
+
+    @field_validator("channels")
+    @classmethod
+    def _namespaces(cls, policies: dict[str, Policy]) -> dict[str, Policy]:
+        for name in policies:
+            if name in _OWN:
+                raise ValueError(f"the policy of {name!r} is the gateway's own and cannot be set")
+            if not re.fullmatch(r"[a-z][a-z0-9_-]{0,62}", name):
+                raise ValueError(f"{name!r} is not a namespace ([a-z][a-z0-9_-]*), the part of a channel before ':'")
+        return policies
+
+    @model_validator(mode="after")
+    def _safe_together(self) -> Settings:
+        if self.jwt_cookie and "*" in self.allowed_origins:
+            raise ValueError(
+                "allowed_origins = '*' together with jwt_cookie would let every website act for your users;"
+                " list the origins"
+            )
+        if not (_is_loopback(self.host) or self.api_keys or self.jwt_hmac_key or self.jwt_public_key or self.jwks_url):
+            raise ValueError(
+                f"serving on {self.host} without keys would let anyone in; set RINGCAST_API_KEYS or"
+                f" RINGCAST_JWT_HMAC_KEY ({MAKE_A_KEY} makes a key), or serve on 127.0.0.1"
+            )
+        return self
 
 
-def read_file(path: Path) -> dict[str, Any]:
-    """The settings of a TOML file. Raises OSError or tomllib.TOMLDecodeError."""
-    with path.open("rb") as file:
-        return tomllib.load(file)
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _origin(origin: str) -> str:
+    """An origin as browsers write it (RFC 6454): lower case, without the scheme's default port."""
+    match = _ORIGIN.fullmatch(origin.lower())
+    if not match:
+        raise ValueError(f"{origin!r} is not an origin; write scheme://host[:port], like https://app.example.com")
+    scheme, host, port = match.groups()
+    default = {"http": "80", "https": "443"}.get(scheme)
+    return f"{scheme}://{host}" if port in (None, default) else f"{scheme}://{host}:{port}"
+
+
+def load(config: Path | None = None, **flags: Any) -> Settings:
+    """The settings of this process: `flags` that are not None, then the environment, then the TOML file.
+
+    The file is `config` or the one that RINGCAST_CONFIG names. Raises ConfigError, with one line for each thing that is
+    wrong; a secret's value is never part of it.
+    """
+    _check_variables(os.environ)
+    given = {name: value for name, value in flags.items() if value is not None}
+    path = config or (Path(named) if (named := os.environ.get("RINGCAST_CONFIG")) else None)
+    filed = _read(path) if path else {}
+    under = {name: value for name, value in filed.items() if name not in given and not os.environ.get(_variable(name))}
+    try:
+        return Settings(**under, **given)
+    except ValidationError as error:
+        found = [_sentence(fault, given, path) for fault in error.errors(include_url=False, include_input=False)]
+        raise ConfigError("\n".join(found)) from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise ConfigError(f"The configuration file {path} cannot be read: {error.strerror}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The configuration file {path} is not TOML: {error}.") from None
+
+
+def _variable(name: str) -> str:
+    return _PREFIX + name.upper()
+
+
+def _check_variables(environment: Mapping[str, str]) -> None:
+    known = {_variable(name) for name in Settings.model_fields} | CLIENT_VARIABLES
+    unknown = sorted(name for name in environment if name.upper().startswith(_PREFIX) and name.upper() not in known)
+    if unknown:
+        found = [f"{name} is not a setting of Ringcast{_nearest(name.upper(), known)}." for name in unknown]
+        raise ConfigError("\n".join(found))
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+_WRONG = {
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "int_type": "must be a whole number",
+    "float_parsing": "must be a number",
+    "float_type": "must be a duration such as 250ms, 30s, 5m or 24h",
+    "finite_number": "must be a finite number",
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "string_type": "must be a string",
+    "list_type": "must be a list of strings",
+    "dict_type": "can only be set in a TOML file, as [channels.NAMESPACE] tables",
+    "model_type": "must be a table, such as [channels.room] and history_size = 100",
+    "greater_than": "must be more than {gt:g}",
+    "greater_than_equal": "must be at least {ge:g}",
+    "less_than_equal": "must be at most {le:g}",
+    "literal_error": "must be {expected}",
+}
+
+
+def _sentence(fault: Any, given: Mapping[str, Any], path: Path | None) -> str:
+    """One of pydantic's errors as a sentence that names the setting the way its user wrote it."""
+    where = [str(part) for part in fault["loc"]]
+    context = fault.get("ctx", {})
+    if fault["type"] == "extra_forbidden":
+        known = Policy.model_fields if where[0] == "channels" and len(where) > 1 else Settings.model_fields
+        return f"{_place(where, given, path)} is not a setting of Ringcast{_nearest(where[-1], known)}."
+    said = str(context["error"]) if fault["type"] == "value_error" else _WRONG.get(fault["type"], fault["msg"])
+    if not where:
+        return f"{said}."
+    return f"{_place(where, given, path)}: {said.format(**context) if fault['type'] in _WRONG else said}."
+
+
+def _place(where: list[str], given: Mapping[str, Any], path: Path | None) -> str:
+    name = where[0]
+    if name in given:
+        return "--" + name.replace("_", "-")
+    if os.environ.get(_variable(name)):
+        return _variable(name)
+    return f"{'.'.join(where)} in {path}" if path else ".".join(where)
