@@ -1,0 +1,323 @@
+"""From the broker's reader to the sessions: who hears what, who is behind, and how it catches up. Plain calls only.
+
+A subscription is either live, and gets each message as it comes, or behind: it has reached a position and is brought
+forward from there, out of the recent messages where they are whole since that position, else page by page out of the
+store. One that resumes, one whose partition had a gap and one whose socket was slow are all behind in the same way,
+and all go live by the same plain call where the recent messages end.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from gateway.brokers.base import Page, Snapshot
+from gateway.message import Control, Message
+from gateway.recent import Channel, Partition, Recent
+from gateway.session import Behind, Budget, Session
+from gateway.settings import Settings
+
+Want = Callable[[str, int], None]
+
+
+class Hub:
+    """The node's sessions and what they follow. `want(channel, since)` asks for a page, which comes to `on_page`."""
+
+    def __init__(self, settings: Settings, want: Want) -> None:
+        self.settings = settings
+        self.want = want
+        self.partitions: dict[int, Partition] = {}
+        self.channels: dict[str, Channel] = {}
+        self.sessions: set[Session] = set()
+        self.recent = Recent(settings.recent_bytes)
+        self.budget = Budget(settings.memory_budget)
+        self.counts: Counter[str] = Counter()  # deliveries, replayed, lagged, resumes by result, resets by reason
+        self._waiting: dict[tuple[str, int], list[Session]] = {}
+
+    # ---------------------------------------------------------------- what the broker tells
+
+    def message(self, partition: int, message: Message) -> None:
+        """The next message of a partition: to the recent ones, and to every session that follows its channel live."""
+        at = self.partitions.get(partition)
+        if at is None:
+            return
+        channel = self._channel(message.channel, at)
+        offset, slow = message.offset, None
+        for session, ahead in channel.live.items():
+            if offset > ahead and not session.offer(message):
+                slow = slow or []
+                slow.append(session)
+        self.counts["deliveries"] += len(channel.live)
+        for session in slow or ():
+            self._lag(session)
+        at.top = offset
+        for emptied in self.recent.add(channel, message):
+            self._let_go(emptied)
+        if self.budget.used + self.recent.bytes > self.budget.limit:
+            self._relieve()
+
+    def watermark(self, partition: int, offset: int) -> None:
+        """All of a partition up to `offset` has been told; a partition that is new here begins there."""
+        at = self.partitions.get(partition)
+        if at is None:
+            self.partitions[partition] = Partition(partition, offset)
+        else:
+            at.top = max(at.top, offset)
+
+    def gap(self, partition: int, offset: int) -> None:
+        """Something up to `offset` may be missing: whoever follows the partition catches up from where it stood."""
+        at = self.partitions.get(partition)
+        if at is None:
+            return
+        self.counts["gaps"] += 1
+        late: dict[Session, None] = {}
+        for channel in at.channels.values():
+            for session, ahead in channel.live.items():
+                session.behind[channel] = Behind(max(ahead, at.top), proved=False)
+                late[session] = None
+            channel.live.clear()
+        self.recent.clear(at)
+        at.whole = at.top = offset
+        for channel in list(at.channels.values()):
+            self._let_go(channel)
+        for session in late:
+            self.pump(session)
+
+    # ---------------------------------------------------------------- coming and going
+
+    def forget(self, partition: int) -> None:
+        """The broker follows this partition no longer; nobody here does."""
+        at = self.partitions.pop(partition)
+        self.recent.clear(at)
+        for channel in list(at.channels.values()):
+            self._let_go(channel)
+
+    def join(
+        self, session: Session, name: str, partition: int, since: int | None = None,
+        *, quiet: bool = False, snapshot: Snapshot | None = None, request: Any = None,
+    ) -> None:  # fmt: skip
+        """Subscribe a session to a channel of a followed partition: at the live end, or from a position.
+
+        A presented position is answered with `recovered`, and with a reset when the store cannot show it; `quiet` asks
+        for what is held from then on. A snapshot brings its own position.
+        """
+        channel = self._channel(name, self.partitions[partition])
+        channel.subscriptions += 1
+        channel.partition.subscriptions += 1
+        session.channels[name] = channel
+        self.sessions.add(session)
+        session.undecided += 1
+        if snapshot is not None:
+            behind = session.behind[channel] = Behind(snapshot.offset, proved=True, decided=False, request=request)
+            values = [msgspec.Raw(message.json) for message in snapshot.messages]
+            self._decide(session, channel, behind, recovered=None, snapshot=values)
+        elif since is None:
+            top = channel.partition.top
+            behind = session.behind[channel] = Behind(top, proved=True, decided=False, request=request)
+            self._decide(session, channel, behind, recovered=None)
+        else:
+            behind = session.behind[channel] = Behind(since, proved=False, decided=False, quiet=quiet, request=request)
+            if self._is_recent(channel, behind):
+                self._decide(session, channel, behind, recovered=None if quiet else True)
+
+    def welcome(self, session: Session) -> None:
+        """Everything the session asked for at first has been joined: open it as soon as each channel is decided."""
+        if session.opening is None or session.undecided:
+            self.pump(session)
+            return
+        entries, session.opening = session.opening, None
+        session.sent()  # the pages that were held go to the outbox now
+        if session.welcome is not None:
+            session.offer(Control("welcome", **session.welcome, channels=list(entries.values())))
+        else:
+            session.data = entries
+            session.wake()
+        self.pump(session)
+
+    def unsubscribe(self, session: Session, name: str) -> None:
+        channel = session.channels.pop(name)
+        behind = session.behind.pop(channel, None)
+        if behind is not None and not behind.decided:
+            session.undecided -= 1
+        channel.live.pop(session, None)
+        channel.subscriptions -= 1
+        channel.partition.subscriptions -= 1
+        self._let_go(channel)
+
+    def leave(self, session: Session) -> None:
+        """The session is gone, and everything it held."""
+        for name in list(session.channels):
+            self.unsubscribe(session, name)
+        session.clear()
+        self.sessions.discard(session)
+
+    # ---------------------------------------------------------------- catching up
+
+    def pump(self, session: Session) -> None:
+        """Bring a session forward as far as its outbox has room; the store is asked for one page at a time."""
+        if session.opening is not None:
+            for channel, behind in list(session.behind.items()):
+                if not behind.decided:
+                    self._ask(session, channel, behind)
+            return
+        if session.lagged:
+            if session.outbox:
+                return
+            session.lagged = False
+        for channel, behind in list(session.behind.items()):
+            if not self._advance(session, channel, behind):
+                return
+
+    def _advance(self, session: Session, channel: Channel, behind: Behind) -> bool:
+        """Bring one subscription to its live end; False when it has to wait for room or for the store."""
+        if behind.page is not None:
+            page, behind.page = behind.page, None
+            if not self._replay(session, channel, behind, page):
+                return False
+        if not self._is_recent(channel, behind):
+            self._ask(session, channel, behind)
+            return False
+        for message in self.recent.after(channel, behind.since):
+            if not session.offer(message):
+                return self._wait_for_room(session)
+            behind.since = message.offset
+            self.counts["replayed"] += 1
+        del session.behind[channel]
+        channel.live[session] = self.ahead(channel, behind.since)
+        return True
+
+    def ahead(self, channel: Channel, since: int) -> int:
+        """What a session that goes live knows already, where that is more than this node does."""
+        return since if since > channel.partition.top else 0
+
+    def _is_recent(self, channel: Channel, behind: Behind) -> bool:
+        """Whether the recent messages, and live ones after them, are all that a position is owed."""
+        return channel.partition.whole <= behind.since and (behind.proved or behind.since <= channel.partition.top)
+
+    def _wait_for_room(self, session: Session) -> bool:
+        session.lagged = True  # until its outbox has drained
+        return False
+
+    def _ask(self, session: Session, channel: Channel, behind: Behind) -> None:
+        if behind.waiting or behind.page is not None:
+            return
+        behind.waiting = True
+        wanted = (channel.name, behind.since)
+        waiting = self._waiting.get(wanted)
+        if waiting is None:
+            self._waiting[wanted] = [session]
+            self.want(channel.name, behind.since)
+        else:
+            waiting.append(session)
+
+    def on_page(self, name: str, since: int, page: Page) -> None:
+        """A page that was asked for: to every session that waits for it."""
+        for session in self._waiting.pop((name, since), ()):
+            channel = session.channels.get(name)
+            behind = session.behind.get(channel) if channel is not None else None
+            if channel is None or behind is None or not behind.waiting or behind.since != since:
+                continue  # it left, or came back asking for something else
+            behind.waiting = False
+            if not behind.decided:
+                self._decide_by(session, channel, behind, page)
+            if session.opening is None:
+                behind.page = page
+                self.pump(session)
+            else:
+                if session.hold(sum(message.size for message in page.messages)):
+                    behind.page = page  # else it is read again, once the session is open and takes what it is sent
+                self.welcome(session)
+
+    def _decide_by(self, session: Session, channel: Channel, behind: Behind, page: Page) -> None:
+        start = page.start
+        if behind.quiet and page.messages and not page.continuous:
+            start = page.messages[0].offset - 1
+        self._decide(session, channel, behind, None if behind.quiet else page.continuous, offset=start)
+
+    def _decide(
+        self, session: Session, channel: Channel, behind: Behind, recovered: bool | None,
+        offset: int | None = None, snapshot: list[msgspec.Raw] | None = None,
+    ) -> None:  # fmt: skip
+        behind.decided = True
+        session.undecided -= 1
+        if recovered is not None:
+            self.counts["resumes.recovered" if recovered else "resumes.reset"] += 1
+        entry: dict[str, Any] = {"channel": channel.name, "offset": behind.since if offset is None else offset}
+        if recovered is not None:
+            entry["recovered"] = recovered
+        if snapshot is not None:
+            entry["snapshot"] = snapshot
+        if session.opening is not None:
+            session.opening[channel.name] = entry
+        else:
+            session.offer(Control("subscribed", id=behind.request, **entry))
+
+    def _replay(self, session: Session, channel: Channel, behind: Behind, page: Page) -> bool:
+        """Offer a page, behind a reset where it does not continue the position; False when the outbox is full."""
+        missed = not page.shown or page.since > page.top or page.floor > max(page.since, behind.told)
+        behind.since, behind.told = page.start, page.floor
+        if missed and not behind.quiet:
+            self.counts["resets." + page.reason] += 1
+            session.offer(Control("reset", channel.name, reason=page.reason, offset=page.start))
+        behind.proved, behind.quiet = True, False
+        for message in page.messages:
+            if not session.offer(message):
+                return self._wait_for_room(session)
+            behind.since = message.offset
+            self.counts["replayed"] += 1
+        behind.since = page.reached
+        return True
+
+    # ---------------------------------------------------------------- bounds
+
+    def _lag(self, session: Session) -> None:
+        """Queue no more for a session whose outbox is full: all it follows stays where it stands."""
+        self.counts["lagged"] += 1
+        session.lagged = True
+        for channel in session.channels.values():
+            ahead = channel.live.pop(session, None)
+            if ahead is not None:
+                session.behind[channel] = Behind(max(ahead, channel.partition.top), proved=True)
+
+    def _relieve(self) -> None:
+        """The process's budget is used up: the largest outboxes give back their messages, to be read again later.
+
+        What was taken already cannot be given back; where that alone is too much, the largest are cut off.
+        """
+        limit = self.budget.limit - self.recent.bytes
+        target = limit * 7 // 8
+        for session in sorted(self.sessions, key=lambda s: s.queued, reverse=True):
+            if self.budget.used <= target or not session.outbox:
+                break
+            self._recall(session)
+        for session in sorted(self.sessions, key=lambda s: s.flying, reverse=True):
+            if self.budget.used <= limit:
+                break
+            self.counts["cut"] += 1
+            session.on_abort()
+            self.leave(session)
+
+    def _recall(self, session: Session) -> None:
+        self._lag(session)
+        for name, first in session.recall().items():
+            channel = session.channels.get(name)
+            if channel is not None:
+                behind = session.behind[channel]
+                behind.since, behind.page = min(behind.since, first - 1), None
+                behind.waiting = False
+
+    def _channel(self, name: str, partition: Partition) -> Channel:
+        channel = self.channels.get(name)
+        if channel is None:
+            latest = self.settings.policy(name).slow == "latest"
+            channel = self.channels[name] = partition.channels[name] = Channel(name, partition, latest)
+        return channel
+
+    def _let_go(self, channel: Channel) -> None:
+        """Forget a channel that nobody follows and of which nothing recent is held."""
+        if not channel.subscriptions and not channel.recent and self.channels.get(channel.name) is channel:
+            del self.channels[channel.name]
+            channel.partition.channels.pop(channel.name, None)

@@ -1,0 +1,162 @@
+"""One subscriber's connection, without the connection: what it is owed, where it stands, what waits to be written."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from gateway.brokers.base import Page
+from gateway.message import Control, Message
+from gateway.recent import Channel
+
+Item = Message | Control
+
+
+class Budget:
+    """What the outboxes of the process may hold together, in bytes."""
+
+    __slots__ = ("limit", "used")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.used = 0
+
+
+class Behind:
+    """A subscription that does not follow live: it has reached `since` and catches up from there.
+
+    `proved` tells a position of the store's from one that a client presented. Until it is `decided` the client waits
+    to be told whether its replay begins without a gap.
+    """
+
+    __slots__ = ("decided", "page", "proved", "quiet", "request", "since", "told", "waiting")
+
+    def __init__(self, since: int, *, proved: bool, decided: bool = True, quiet: bool = False, request: Any = None):
+        self.since = since
+        self.proved = proved
+        self.decided = decided
+        self.quiet = quiet  # asked for what is held "since" then: no reset for what is not
+        self.request = request  # the id of the subscribe frame to answer
+        self.told = 0  # the floor below which a loss has been told
+        self.page: Page | None = None  # read while the session was opening
+        self.waiting = False
+
+
+class Session:
+    """Sans-I/O: the hub offers, a transport takes and says when it has sent; `wake` says that there is something.
+
+    An item is counted against the budget from the offer until it was sent.
+    """
+
+    __slots__ = (
+        "_items_limit", "_limit", "behind", "budget", "channels", "closing", "data", "flying", "id", "lagged",
+        "on_abort", "opening", "outbox", "queued", "undecided", "wake", "welcome",
+    )  # fmt: skip
+
+    def __init__(self, id: str, budget: Budget, limit: int, items: int, wake: Callable[[], None]) -> None:
+        self.id = id
+        self.budget = budget
+        self._limit, self._items_limit = limit, items
+        self.wake = wake
+        self.on_abort: Callable[[], None] = _nothing  # cuts a connection that takes nothing
+        self.channels: dict[str, Channel] = {}
+        self.behind: dict[Channel, Behind] = {}
+        self.outbox: deque[Item] = deque()
+        self.queued = 0  # bytes in the outbox
+        self.flying = 0  # bytes taken and not sent yet
+        self.opening: dict[str, dict[str, Any]] | None = {}  # what the welcome will say of each channel; None after it
+        self.undecided = 0
+        self.welcome: dict[str, Any] | None = None  # the rest of the welcome frame; None where the transport has none
+        self.closing: int | None = None  # the close code, once it is to end
+        self.lagged = False  # messages are no longer queued until the outbox has drained
+        self.data: Any = None  # the transport's own
+
+    def offer(self, item: Item) -> bool:
+        """Queue an item, or refuse a message when the outbox is full; an empty outbox takes any."""
+        size = item.size
+        if self.outbox:
+            full = self.queued + size > self._limit or len(self.outbox) >= self._items_limit
+            if full and isinstance(item, Message):
+                return False
+        else:
+            self.wake()
+        self.outbox.append(item)
+        self.queued += size
+        self.budget.used += size
+        return True
+
+    def take(self, limit: int = 64 << 10) -> list[Item]:
+        """What is to be written next, in order: about `limit` bytes at most, one item at least when there is one."""
+        taken: list[Item] = []
+        size = 0
+        while self.outbox and (not taken or size + self.outbox[0].size <= limit):
+            item = self.outbox.popleft()
+            size += item.size
+            taken.append(item)
+        self.queued -= size
+        self.flying += size
+        return taken
+
+    def sent(self) -> None:
+        """All that was taken has left the process."""
+        self.budget.used -= self.flying
+        self.flying = 0
+
+    def hold(self, size: int) -> bool:
+        """Count a page that waits for the welcome, if it fits into what an outbox may hold."""
+        if self.flying + size > self._limit:
+            return False
+        self.flying += size
+        self.budget.used += size
+        return True
+
+    def recall(self) -> dict[str, int]:
+        """Take back the queued messages; returns the first offset taken back of each channel."""
+        kept: deque[Item] = deque()
+        recalled: dict[str, int] = {}
+        for item in self.outbox:
+            if isinstance(item, Message):
+                recalled.setdefault(item.channel, item.offset)
+            elif item.kind == "unsubscribed" and item.channel is not None:
+                recalled.pop(item.channel, None)
+                kept.append(item)
+            elif not item.recallable:
+                kept.append(item)
+        size = sum(item.size for item in kept)
+        self.budget.used += size - self.queued
+        self.outbox, self.queued = kept, size
+        return recalled
+
+    def clear(self) -> None:
+        """The connection is gone: nothing waits any more."""
+        self.budget.used -= self.queued + self.flying
+        self.outbox.clear()
+        self.queued = self.flying = 0
+
+    def position(self, channel: Channel) -> int:
+        """The offset up to which everything of the channel has been offered to this session."""
+        behind = self.behind.get(channel)
+        return behind.since if behind is not None else max(channel.partition.top, channel.live[self])
+
+    def reached(self) -> dict[str, int]:
+        """Per channel, the position after all that has been offered."""
+        return {name: self.position(channel) for name, channel in self.channels.items()}
+
+    def positions(self) -> dict[str, int]:
+        """Per channel, the position after what has been taken: what a cursor beside it says."""
+        positions = self.reached()
+        pending: set[str] = set()
+        for item in self.outbox:
+            if item.channel in positions and item.channel not in pending:
+                if isinstance(item, Message):
+                    pending.add(item.channel)
+                    positions[item.channel] = item.offset - 1
+                elif item.kind in ("reset", "subscribed"):
+                    pending.add(item.channel)
+                    positions[item.channel] = item.body["offset"]
+        return positions
+
+
+def _nothing() -> None:
+    pass
