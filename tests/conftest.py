@@ -1,0 +1,26 @@
+"""What every test may ask for. A gateway is shared by the tests of one module, because starting one takes a second."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.support.gateway import Gateway
+
+
+@pytest.fixture(scope="module")
+def gateway_settings() -> dict[str, Any]:
+    """What the module's gateway is started with; a module that wants other settings defines this fixture anew."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def gateway(gateway_settings: dict[str, Any]) -> Iterator[Gateway]:
+    """A running gateway, shared by the module; at the end it must stop in good order and have complained of nothing."""
+    with Gateway(**gateway_settings) as gateway:
+        yield gateway
+        code = gateway.stop()
+        assert code == 0, gateway.stderr
+        assert not gateway.complaints(), gateway.stderr
