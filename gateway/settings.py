@@ -103,6 +103,7 @@ class Settings(BaseSettings):
     jwt_audience: str | None = None
     jwt_issuer: str | None = None
     jwt_leeway: Duration = 30.0
+    jwt_require_exp: bool = True  # refuse a token that never expires
     jwt_cookie: str | None = None  # the cookie that holds the token
     token_in_query: bool = False  # `?token=` ends up in logs and histories; off unless asked for
     allowed_origins: Listed = []  # scheme://host[:port], or `*`; the page's own origin is always allowed
