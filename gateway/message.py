@@ -99,7 +99,7 @@ def decode_cursor(cursor: str, limit: int) -> dict[str, int]:
     try:
         raw = base64.b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
         positions = _decode_cursor(raw)
-    except (UnicodeEncodeError, binascii.Error, msgspec.DecodeError) as error:
+    except (UnicodeError, binascii.Error, msgspec.DecodeError) as error:  # msgspec lets UnicodeDecodeError through
         raise ValueError("the cursor is not base64url of a JSON object of offsets by channel") from error
     return check_positions(positions)
 

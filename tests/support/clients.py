@@ -179,7 +179,8 @@ class WebSocketClient(Client):
     _first: Frame | None = None
 
     async def open(self) -> None:
-        address = httpx.URL("ws" + self.url.removeprefix("http") + "/v1/ws", params={} if self.body else _query(self.wanted))
+        query = {} if self.body else _query(self.wanted)
+        address = httpx.URL("ws" + self.url.removeprefix("http") + "/v1/ws", params=query)
         headers = {} if self.body and self.token else self.headers
         try:
             self.connection = await connect_websocket(

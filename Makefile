@@ -1,0 +1,47 @@
+# make demo   the gateway, the demo's backend and its page; prints the address to open
+# make test   every test, from nothing: makes .venv, installs, then runs (a file or folder: make test T=tests/unit)
+# make check  ruff and mypy
+# Another Python than `python3`: make test PYTHON=python3.13
+
+PYTHON ?= python3
+BIN := .venv/bin
+T ?= tests
+WORKERS ?= 2
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: demo test check clean
+.DELETE_ON_ERROR:
+
+demo: .venv/gateway
+	$(BIN)/python -m client_demo
+
+test: .venv/dev .venv/browser
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(T)
+
+check: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+
+# Stamps: what is in .venv is as new as pyproject.toml, so a second run installs nothing.
+.venv/made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Ringcast needs Python 3.11 or later; name one with: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || .ci/debian python3-venv
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet 'pip>=25.1'
+	@touch $@
+
+.venv/gateway: .venv/made pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[gateway]'
+	@touch $@
+
+.venv/dev: .venv/made pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable '.[gateway]' --group dev
+	@touch $@ .venv/gateway
+
+.venv/browser: .venv/made
+	@command -v chromium >/dev/null || .ci/debian chromium
+	@touch $@
