@@ -34,6 +34,7 @@ _FOR_TESTS = {
     "api_keys": API_KEY, "jwt_hmac_key": HMAC_KEY, "check_interval": "2s", "drain_wait": 0, "drain": "1s",
 }  # fmt: skip
 _PLAIN: dict[str, Any] = {"timeout": 30, "trust_env": False, "verify": False}  # loopback: no proxy, no certificates
+ROOT = Path(__file__).parents[2]
 READY_WITHIN = 30.0  # seconds; far more than it takes, for busy machines
 
 
@@ -46,11 +47,14 @@ class Gateway:
 
     def __init__(
         self, *, port: int | None = None, toml: str | None = None, flags: Sequence[str] = (),
-        env: Mapping[str, str] | None = None, **settings: Any,
+        env: Mapping[str, str] | None = None, python: Path | None = None, **settings: Any,
     ) -> None:  # fmt: skip
+        """`python` is that of an environment with an installed gateway; else this checkout runs in the tests' own."""
         self._folder = tempfile.TemporaryDirectory(prefix="ringcast-test-")
         self.port = free_port() if port is None else port
         self.flags = list(flags)
+        self.python = str(python or sys.executable)
+        self.cwd = self._folder.name if python else ROOT
         if toml is not None:
             config = Path(self._folder.name, "ringcast.toml")
             config.write_text(toml)
@@ -83,11 +87,12 @@ class Gateway:
 
     def start(self) -> Self:
         """Start the process and wait until it is ready; raises GatewayFailed with its stderr when it is not."""
-        command = [sys.executable, "-m", "gateway.cli", "serve", "--port", str(self.port), *self.flags]
+        command = [self.python, "-m", "gateway.cli", "serve", "--port", str(self.port), *self.flags]
         with self._stderr.open("a") as stderr:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, text=True, env=self.env
-            )
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, text=True, env=self.env,
+                cwd=self.cwd,
+            )  # fmt: skip
         self.ready_line = self._first_line(READY_WITHIN)
         word, ready, self.url, *_ = [*self.ready_line.split(), "", "", ""]
         if (word, ready) != ("ringcast", "ready"):
