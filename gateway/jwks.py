@@ -85,7 +85,7 @@ class Jwks:
         try:
             async with asyncio.timeout(self._timeout):
                 keys = _parse(await self._get())
-        except (httpx.HTTPError, TimeoutError, ValueError, msgspec.DecodeError) as error:
+        except (httpx.HTTPError, TimeoutError, ValueError, msgspec.DecodeError, RecursionError) as error:
             self.failing = True
             reason = str(error) or type(error).__name__
             log.warning("no keys from %s: %s; the %d held go on serving", self.url, reason, len(self._keys))
@@ -114,7 +114,7 @@ class Jwks:
 
 
 def _parse(body: bytes) -> list[Key]:
-    """The usable keys of a JWK set. Raises ValueError or msgspec.DecodeError when it is none."""
+    """The usable keys of a JWK set. Raises ValueError, msgspec.DecodeError or RecursionError when it is none."""
     document = msgspec.json.decode(body)
     members = document.get("keys") if isinstance(document, dict) else None
     if not isinstance(members, list):
