@@ -69,10 +69,14 @@ class Problem(Exception):
         return KINDS[self.code]
 
     def as_json(self) -> dict[str, Any]:
-        """The problem details object of RFC 9457, with `code` and any facts as extension members."""
+        """The problem details object of RFC 9457, with `code` and any facts as extension members.
+
+        `retry_after` (seconds) is one of them where it is known: not every transport has the header.
+        """
         kind = self.kind
+        facts = self.facts if self.retry_after is None else {"retry_after": self.retry_after, **self.facts}
         return {"type": "about:blank", "title": kind.title, "status": kind.status, "code": self.code,
-                "detail": self.detail, **self.facts}  # fmt: skip
+                "detail": self.detail, **facts}  # fmt: skip
 
 
 def reconnects(close: int) -> bool:

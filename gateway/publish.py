@@ -69,7 +69,7 @@ def parse(raw: bytes, settings: Settings, principal: str, header_id: str | None 
     body = decode(raw)
     if header_id is not None:
         if body.id is not None and body.id != header_id:
-            raise _bad("the Idempotency-Key header and the field id differ: give one of them", "id")
+            raise _bad("The Idempotency-Key header and the field id differ: give one of them", "id")
         body.id = header_id
     return drafts(body, settings, principal)
 
@@ -81,13 +81,14 @@ def decode(raw: bytes) -> Body:
             raw.decode()
         return _decode(raw)
     except UnicodeDecodeError as error:
-        raise Problem("bad_json", f"byte {error.start} is not UTF-8: JSON travels as UTF-8 only") from error
+        raise Problem("bad_json", f"Byte {error.start} is not UTF-8: JSON travels as UTF-8 only") from error
     except msgspec.ValidationError as error:
         raise _bad(f"{clip(str(error), 300)[1:-1]}; a publish takes {', '.join(Body.__struct_fields__)}") from error
     except msgspec.DecodeError as error:
-        raise Problem("bad_json", f"{error}: send strict JSON (RFC 8259) in UTF-8") from error
+        hint = "send strict JSON (RFC 8259) in UTF-8, without lone surrogate escapes"
+        raise Problem("bad_json", f"{error}: {hint}") from error
     except RecursionError as error:
-        raise Problem("too_deep", "the body is nested hundreds of levels deep") from error
+        raise Problem("too_deep", "The body is nested hundreds of levels deep") from error
 
 
 def drafts(body: Body, settings: Settings, principal: str) -> list[Draft | Refusal]:
@@ -130,7 +131,7 @@ def check_id(values: list[str]) -> str | None:
     if not values:
         return None
     if len(values) > 1:
-        raise _bad("there is more than one Idempotency-Key header: send one", "id")
+        raise _bad("There is more than one Idempotency-Key header: send one", "id")
     if not values[0].isascii():
         raise _bad("Idempotency-Key must be ASCII: put any other id into the body's field id", "id")
     return _check_name(values[0], "id")
@@ -151,7 +152,7 @@ def _targets(body: Body, settings: Settings) -> list[str]:
     named = [name for name in _TARGETS if getattr(body, name) is not None]
     if len(named) != 1:
         was = f"there are {', '.join(named)}" if named else "there is none"
-        raise _bad(f"exactly one of channel, channels, user and users says where to publish: {was}")
+        raise _bad(f"Exactly one of channel, channels, user and users says where to publish: {was}")
     if body.channel is not None:
         return [body.channel]
     if body.user is not None:

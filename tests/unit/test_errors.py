@@ -38,7 +38,7 @@ def test_a_problem_is_told_as_problem_details_with_its_facts() -> None:
     problem = Problem("too_large", "The message is above 64 KiB.", retry_after=1.5, limit=65536)
     assert problem.as_json() == {
         "type": "about:blank", "title": "Too large", "status": 413, "code": "too_large",
-        "detail": "The message is above 64 KiB.", "limit": 65536,
+        "detail": "The message is above 64 KiB.", "limit": 65536, "retry_after": 1.5,
     }  # fmt: skip
     assert json.loads(json.dumps(problem.as_json())) == problem.as_json()
     assert str(problem) == problem.detail

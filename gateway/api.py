@@ -1,0 +1,163 @@
+"""The HTTP interface for backends: publishing, looking into channels, tickets, and what operators ask a node."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from importlib.resources import files
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive
+
+from gateway import metrics
+from gateway.errors import Problem
+from gateway.grants import ticket
+from gateway.http import (
+    JSON,
+    NDJSON,
+    Stream,
+    content_type,
+    encode,
+    identify,
+    json_response,
+    problem_response,
+    read_body,
+)
+from gateway.message import MAX_OFFSET, Message
+from gateway.ndjson import Ingest
+from gateway.node import Node
+from gateway.publish import body_limit, check_id, parse
+from gateway.results import publish_each, publish_one
+from gateway.transports.asks import parse_since, permit
+
+MAX_TICKET_BODY = 64 << 10  # bytes
+PIECE = 64 << 10  # bytes of a snapshot that are sent together
+
+
+def routes(node: Node) -> list[Route]:
+    """The routes of one node; what they raise is told by `gateway.http.exception_handlers`."""
+    openapi = files("gateway").joinpath("openapi.json").read_bytes()
+
+    async def publish(request: Request) -> Response:
+        identity = await identify(request, node.auth)
+        given = check_id(request.headers.getlist("idempotency-key"))
+        kind = content_type(request)
+        if kind == NDJSON:
+            if given is not None:
+                raise Problem("bad_request", "Idempotency-Key is for a single publish: give each line an id of its own")
+            return Ingest(node, node.settings, identity)
+        if kind != JSON:
+            raise Problem("unsupported_media_type", f"Send a publish as {JSON}, or one on each line as {NDJSON}")
+        body = await read_body(request, body_limit(node.settings), node.settings.stuck_after)
+        items = parse(body, node.settings, identity.principal, given)
+        if len(items) == 1:
+            return json_response({"results": [await publish_one(node, identity, items[0])]})
+        return json_response({"results": await publish_each(node, identity, items)})
+
+    async def history(request: Request) -> Response:
+        channel = await _readable(request, node)
+        limit = _whole(request, "limit", node.settings.page_messages, most=node.settings.page_messages)
+        since, presented = _position(request.query_params.get("since", "earliest"))
+        page = await node.broker.read(channel, since, limit)
+        about: dict[str, Any] = {"channel": channel, "offset": page.reached, "more": page.more}
+        if presented and not page.continuous:
+            about["reset"] = {"reason": page.reason, "offset": page.start}
+        return Listing(node.settings.stuck_after, about, "messages", page.messages)
+
+    async def snapshot(request: Request) -> Response:
+        channel = await _readable(request, node)
+        found = await node.broker.snapshot(channel)
+        about = {"channel": channel, "offset": found.offset}
+        return Listing(node.settings.stuck_after, about, "snapshot", found.messages)
+
+    async def tickets(request: Request) -> Response:
+        identity = await identify(request, node.auth)
+        if content_type(request) != JSON:
+            raise Problem("unsupported_media_type", f"Say what the ticket is for as {JSON}")
+        body = await read_body(request, MAX_TICKET_BODY, node.settings.stuck_after)
+        return json_response(ticket(body, identity, node.auth.tickets, node.settings))
+
+    async def livez(_: Request) -> Response:
+        return json_response({"status": "alive"})
+
+    async def readyz(_: Request) -> Response:
+        reasons = []
+        if node.draining:
+            reasons.append("this node is shutting down")
+        if not node.broker.connected:
+            reasons.append("the broker's store does not answer")
+        if reasons:
+            code = "draining" if node.draining else "unavailable"
+            return problem_response(Problem(code, f"Not ready: {' and '.join(reasons)}", reasons=reasons))
+        return json_response({"status": "ready"})
+
+    async def exposition(request: Request) -> Response:
+        # A loopback address proves nothing: behind a proxy of the same machine everyone has it.
+        identity = await identify(request, node.auth)
+        if not identity.server:
+            raise Problem("forbidden", "Metrics are for API keys: give Prometheus one as its bearer token")
+        return Response(node.metrics.exposition(), media_type=metrics.CONTENT_TYPE)
+
+    async def document(_: Request) -> Response:
+        return Response(openapi, media_type=JSON)
+
+    return [
+        Route("/v1/publish", publish, methods=["POST"]),
+        Route("/v1/history", history, methods=["GET"]),
+        Route("/v1/snapshot", snapshot, methods=["GET"]),
+        Route("/v1/tickets", tickets, methods=["POST"]),
+        Route("/livez", livez, methods=["GET"]),
+        Route("/readyz", readyz, methods=["GET"]),
+        Route("/metrics", exposition, methods=["GET"]),
+        Route("/openapi.json", document, methods=["GET"]),
+    ]
+
+
+class Listing(Stream):
+    """A JSON object of a few members and a list of messages, sent a piece at a time."""
+
+    def __init__(self, stuck_after: float, about: dict[str, Any], name: str, messages: list[Message]) -> None:
+        super().__init__(stuck_after, JSON)
+        self._about = about
+        self._name = name
+        self._messages = messages
+
+    async def pieces(self, receive: Receive) -> AsyncGenerator[bytes, None]:
+        piece = bytearray(encode(self._about)[:-1] + b"," + encode(self._name) + b":[")
+        for number, message in enumerate(self._messages):
+            if len(piece) >= PIECE:
+                yield bytes(piece)
+                piece.clear()
+            piece += b"," + message.json if number else message.json
+        yield bytes(piece + b"]}")
+
+
+async def _readable(request: Request, node: Node) -> str:
+    """The channel that is asked for, once it is clear that whoever asks may read it."""
+    identity = await identify(request, node.auth)
+    channel = request.query_params.get("channel")
+    if channel is None:
+        raise Problem("bad_request", "Which channel? Name one as ?channel=")
+    permit(channel, identity)
+    return channel
+
+
+def _position(since: str) -> tuple[int, bool]:
+    """Where to begin, and whether that is an offset somebody was told, so that a gap after it has to be told."""
+    if not since.isdecimal():
+        offset = parse_since(since)
+        return MAX_OFFSET if offset is None else offset, False
+    if len(since) > len(str(MAX_OFFSET)) or int(since) > MAX_OFFSET:
+        raise Problem("bad_request", "since is above 2^53 - 1, the highest offset there can be", field="since")
+    return int(since), True
+
+
+def _whole(request: Request, name: str, default: int, most: int) -> int:
+    text = request.query_params.get(name)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and 1 <= int(text) <= most):
+        raise Problem("bad_request", f"{name} must be a whole number between 1 and {most}", field=name)
+    return int(text)

@@ -1,0 +1,51 @@
+"""`/openapi.json` tells the truth: its references resolve, its fields are those the code takes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from importlib.resources import files
+from typing import Any
+
+import msgspec
+
+from gateway.brokers.base import Receipt
+from gateway.errors import Problem
+from gateway.grants import Wanted
+from gateway.publish import Body
+
+DOCUMENT: dict[str, Any] = json.loads(files("gateway").joinpath("openapi.json").read_bytes())
+SCHEMAS: dict[str, Any] = DOCUMENT["components"]["schemas"]
+
+
+def references(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        if "$ref" in value:
+            yield value["$ref"]
+        for inner in value.values():
+            yield from references(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from references(inner)
+
+
+def test_every_reference_resolves_and_nothing_is_there_for_nobody() -> None:
+    components = DOCUMENT["components"]
+    defined = {f"#/components/{kind}/{name}" for kind in ("schemas", "responses") for name in components[kind]}
+    assert set(references(DOCUMENT)) == defined
+
+
+def test_bodies_have_the_fields_that_are_taken() -> None:
+    for schema, taken in (("Publish", Body), ("TicketRequest", Wanted)):
+        assert set(SCHEMAS[schema]["properties"]) == set(taken.__struct_fields__), schema
+
+
+def test_answers_have_the_fields_that_are_given() -> None:
+    assert set(SCHEMAS["Receipt"]["properties"]) == set(msgspec.to_builtins(Receipt("topic:a", 1, "id")))
+    told = Problem("rate_limited", "Later", retry_after=1).as_json()
+    assert set(SCHEMAS["Problem"]["properties"]) == set(told)
+
+
+def test_every_operation_has_an_id_of_its_own() -> None:
+    ids = [operation["operationId"] for path in DOCUMENT["paths"].values() for operation in path.values()]
+    assert len(ids) == len(set(ids))
