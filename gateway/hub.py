@@ -8,14 +8,15 @@ and all go live by the same plain call where the recent messages end.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from gateway.brokers.base import Page, Snapshot
+from gateway.errors import TOO_SLOW
 from gateway.message import Control, Message
+from gateway.metrics import Metrics
 from gateway.recent import Channel, Partition, Recent
 from gateway.session import Behind, Budget, Session
 from gateway.settings import Settings
@@ -26,15 +27,15 @@ Want = Callable[[str, int], None]
 class Hub:
     """The node's sessions and what they follow. `want(channel, since)` asks for a page, which comes to `on_page`."""
 
-    def __init__(self, settings: Settings, want: Want) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, want: Want) -> None:
         self.settings = settings
+        self.metrics = metrics
         self.want = want
         self.partitions: dict[int, Partition] = {}
         self.channels: dict[str, Channel] = {}
         self.sessions: set[Session] = set()
         self.recent = Recent(settings.recent_bytes)
         self.budget = Budget(settings.memory_budget)
-        self.counts: Counter[str] = Counter()  # deliveries, replayed, lagged, resumes by result, resets by reason
         self._waiting: dict[tuple[str, int], list[Session]] = {}
 
     # ---------------------------------------------------------------- what the broker tells
@@ -50,7 +51,7 @@ class Hub:
             if offset > ahead and not session.offer(message):
                 slow = slow or []
                 slow.append(session)
-        self.counts["deliveries"] += len(channel.live)
+        self.metrics.deliveries += len(channel.live)
         for session in slow or ():
             self._lag(session)
         at.top = offset
@@ -72,7 +73,7 @@ class Hub:
         at = self.partitions.get(partition)
         if at is None:
             return
-        self.counts["gaps"] += 1
+        self.metrics.gaps += 1
         late: dict[Session, None] = {}
         for channel in at.channels.values():
             for session, ahead in channel.live.items():
@@ -133,7 +134,7 @@ class Hub:
         if session.welcome is not None:
             session.offer(Control("welcome", **session.welcome, channels=list(entries.values())))
         else:
-            session.data = entries
+            session.entries = entries
             session.wake()
         self.pump(session)
 
@@ -158,6 +159,8 @@ class Hub:
 
     def pump(self, session: Session) -> None:
         """Bring a session forward as far as its outbox has room; the store is asked for one page at a time."""
+        if session.closing is not None:
+            return
         if session.opening is not None:
             for channel, behind in list(session.behind.items()):
                 if not behind.decided:
@@ -184,7 +187,7 @@ class Hub:
             if not session.offer(message):
                 return self._wait_for_room(session)
             behind.since = message.offset
-            self.counts["replayed"] += 1
+            self.metrics.replayed += 1
         del session.behind[channel]
         channel.live[session] = self.ahead(channel, behind.since)
         return True
@@ -212,6 +215,13 @@ class Hub:
             self.want(channel.name, behind.since)
         else:
             waiting.append(session)
+
+    def wanted(self, name: str, since: int) -> bool:
+        """Whether anybody still waits for the page after `since`."""
+        if any(session in self.sessions for session in self._waiting.get((name, since), ())):
+            return True
+        self._waiting.pop((name, since), None)
+        return False
 
     def on_page(self, name: str, since: int, page: Page) -> None:
         """A page that was asked for: to every session that waits for it."""
@@ -244,7 +254,7 @@ class Hub:
         behind.decided = True
         session.undecided -= 1
         if recovered is not None:
-            self.counts["resumes.recovered" if recovered else "resumes.reset"] += 1
+            self.metrics.resumes["recovered" if recovered else "reset"] += 1
         entry: dict[str, Any] = {"channel": channel.name, "offset": behind.since if offset is None else offset}
         if recovered is not None:
             entry["recovered"] = recovered
@@ -260,14 +270,14 @@ class Hub:
         missed = not page.shown or page.since > page.top or page.floor > max(page.since, behind.told)
         behind.since, behind.told = page.start, page.floor
         if missed and not behind.quiet:
-            self.counts["resets." + page.reason] += 1
+            self.metrics.resets[page.reason] += 1
             session.offer(Control("reset", channel.name, reason=page.reason, offset=page.start))
         behind.proved, behind.quiet = True, False
         for message in page.messages:
             if not session.offer(message):
                 return self._wait_for_room(session)
             behind.since = message.offset
-            self.counts["replayed"] += 1
+            self.metrics.replayed += 1
         behind.since = page.reached
         return True
 
@@ -275,7 +285,6 @@ class Hub:
 
     def _lag(self, session: Session) -> None:
         """Queue no more for a session whose outbox is full: all it follows stays where it stands."""
-        self.counts["lagged"] += 1
         session.lagged = True
         for channel in session.channels.values():
             ahead = channel.live.pop(session, None)
@@ -296,7 +305,7 @@ class Hub:
         for session in sorted(self.sessions, key=lambda s: s.flying, reverse=True):
             if self.budget.used <= limit:
                 break
-            self.counts["cut"] += 1
+            self.metrics.closes[TOO_SLOW] += 1
             session.on_abort()
             self.leave(session)
 

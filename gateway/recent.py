@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class Partition:
     """A followed partition: `recent` holds all of it above `whole`, and it was told up to `top`."""
 
-    __slots__ = ("channels", "number", "subscriptions", "top", "whole")
+    __slots__ = ("channels", "idle_since", "number", "subscriptions", "top", "whole")
 
     def __init__(self, number: int, offset: int) -> None:
         self.number = number
@@ -23,6 +23,7 @@ class Partition:
         self.top = offset
         self.channels: dict[str, Channel] = {}
         self.subscriptions = 0
+        self.idle_since: float | None = None  # when the node last saw that nobody follows it
 
 
 class Channel:

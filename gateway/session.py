@@ -50,8 +50,9 @@ class Session:
     """
 
     __slots__ = (
-        "_items_limit", "_limit", "behind", "budget", "channels", "closing", "data", "flying", "id", "lagged",
-        "on_abort", "opening", "outbox", "queued", "undecided", "wake", "welcome",
+        "_items_limit", "_limit", "behind", "budget", "channels", "closing", "entries", "expires_at", "flying", "id",
+        "lagged", "leave_at", "moved_at", "on_abort", "opened_at", "opening", "outbox", "pinged_at", "queued",
+        "tell_every", "told_at", "undecided", "wake", "welcome",
     )  # fmt: skip
 
     def __init__(self, id: str, budget: Budget, limit: int, items: int, wake: Callable[[], None]) -> None:
@@ -70,11 +71,18 @@ class Session:
         self.welcome: dict[str, Any] | None = None  # the rest of the welcome frame; None where the transport has none
         self.closing: int | None = None  # the close code, once it is to end
         self.lagged = False  # messages are no longer queued until the outbox has drained
-        self.data: Any = None  # the transport's own
+        self.entries: dict[str, dict[str, Any]] | None = None  # what the welcome said, where the transport has none
+        # Times of the node's clock, in seconds.
+        self.opened_at = self.pinged_at = self.told_at = self.moved_at = 0.0
+        self.expires_at: float | None = None  # when its credentials do
+        self.leave_at: float | None = None  # when it is closed, having been told goodbye
+        self.tell_every = 0.0  # how often it is told a cursor, so that a quiet channel's position stays young
 
     def offer(self, item: Item) -> bool:
         """Queue an item, or refuse a message when the outbox is full; an empty outbox takes any."""
         size = item.size
+        if self.closing is not None and isinstance(item, Message):
+            return False
         if self.outbox:
             full = self.queued + size > self._limit or len(self.outbox) >= self._items_limit
             if full and isinstance(item, Message):

@@ -108,7 +108,10 @@ class Broker(Protocol):
         """Follow these partitions: subscribed, confirmed, checked, and their watermark told before this returns."""
 
     async def unsubscribe(self, partitions: Collection[int]) -> None:
-        """Follow these partitions no longer; nothing of them is told once this returns."""
+        """Follow these partitions no longer; nothing of them is told once this returns.
+
+        Never fails: while the store is away there is nothing to leave, and `run` does not come back to them.
+        """
 
     async def publish(self, draft: Draft) -> Receipt:
         """Store and announce one message.
@@ -127,7 +130,7 @@ class Broker(Protocol):
         """The channel's key table."""
 
     async def check(self, partitions: Collection[int]) -> None:
-        """Compare with the store what this node was told or acknowledged in these partitions; tell what it missed."""
+        """Compare with the store what this node was told in these partitions, or acknowledged in any; tell gaps."""
 
     async def close(self) -> None:
         """Let go of the store's connections."""

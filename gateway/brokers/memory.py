@@ -102,7 +102,7 @@ class MemoryBroker:
 
     async def check(self, partitions: Collection[int]) -> None:
         self.drain()
-        for partition in partitions:
+        for partition in {*partitions, *self.chain.known}:
             self._check(partition)
 
     async def close(self) -> None:

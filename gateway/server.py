@@ -1,0 +1,136 @@
+"""`ringcast serve`: uvicorn with our start, our end, and a way to cut a connection that takes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import resource
+import signal
+import socket
+from types import FrameType
+from typing import Any, cast
+
+import uvicorn
+from starlette.applications import Starlette
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from gateway.app import create_app
+from gateway.node import Node
+from gateway.settings import ConfigError, Settings
+
+log = logging.getLogger("ringcast.server")
+
+BACKLOG = 4096
+LARGEST_FRAME = 1 << 20  # bytes; beyond it the connection fails by RFC 6455's 1009, below it we say why
+KEEP_ALIVE = 75  # seconds an idle HTTP connection stays: polls come back on it
+LAST_REQUESTS = 10  # seconds that requests under way have for finishing
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """Tells the application how to cut this connection: closing would wait for the peer to take what was sent."""
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["extensions"] = {"ringcast.abort": self.transport.abort}  # type: ignore[dict-item]
+
+
+class WebSocketProtocol(WebSocketsSansIOProtocol):
+    def handle_connect(self, event: Any) -> None:
+        super().handle_connect(event)
+        if self.handshake_initiated and not self.close_sent:
+            extensions = cast("dict[str, Any]", self.scope["extensions"])
+            extensions["ringcast.abort"] = self.transport.abort
+
+
+class Server(uvicorn.Server):
+    """Prints the ready line; on SIGTERM sends every client away, on SIGINT or a second signal at once, and ends."""
+
+    def __init__(self, app: Starlette, settings: Settings) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app, http=HttpProtocol, ws=WebSocketProtocol, lifespan="on", log_config=None, access_log=False,
+                server_header=False, ws_per_message_deflate=False, ws_max_size=LARGEST_FRAME,
+                ws_ping_interval=settings.heartbeat, ws_ping_timeout=settings.heartbeat,
+                timeout_keep_alive=KEEP_ALIVE, timeout_graceful_shutdown=LAST_REQUESTS, backlog=BACKLOG,
+                proxy_headers=False,  # X-Forwarded-For is read with trusted_proxies, by ourselves
+            )
+        )
+        self.settings = settings
+        self.node: Node = app.state.node
+        self.node.on_death = self._died
+        self.exit_code = 0
+        self._hurry = asyncio.Event()
+
+    def _died(self) -> None:
+        self.exit_code = 1
+        self.should_exit = True
+        self._hurry.set()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.should_exit:
+            self.exit_code = 1
+            return
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        broker = self.settings.broker.partition(":")[0]
+        print(f"ringcast ready {url} node={self.settings.node} broker={broker}", flush=True)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # Unlike uvicorn's, no signal is raised again at the end: a drained node exits with 0.
+        if self.should_exit or sig == signal.SIGINT:
+            asyncio.get_running_loop().call_soon_threadsafe(self._hurry.set)
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Be unready, go on serving while others learn of it, say goodbye, let requests finish, end."""
+        settings, alone = self.settings, self.settings.broker.startswith("memory:")
+        if alone:  # there is nobody to hand anything over to
+            await self.node.drain(over=0.0, grace=0.0, hurry=self._hurry)
+        else:
+            self.node.draining = True
+            try:
+                async with asyncio.timeout(settings.drain_wait):
+                    await self._hurry.wait()
+            except TimeoutError:
+                pass
+            await self.node.drain(over=settings.drain, grace=2.0, hurry=self._hurry)
+        await super().shutdown(sockets)
+
+
+def serve(settings: Settings) -> int:
+    """Run one node until it is told to end; returns the exit code. Raises ConfigError for what cannot work."""
+    settings = settings.model_copy(update={"max_connections": _affordable(settings.max_connections)})
+    app = create_app(settings)
+    listener = _listen(settings)
+    server = Server(app, settings)
+    server.run(sockets=[listener])
+    return server.exit_code
+
+
+def _listen(settings: Settings) -> socket.socket:
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.create_server(address[:2], family=family, backlog=BACKLOG)
+    except OSError as error:
+        why = error.strerror or str(error)
+        detail = f"cannot listen on {settings.host} port {settings.port}: {why}; choose another --port"
+        raise ConfigError(detail) from None
+    # Accepted connections inherit it: a peer that is gone, or takes nothing, is given up by the kernel too.
+    patience = 1000 * max(2 * settings.heartbeat, settings.stuck_after)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(patience))
+    return listener
+
+
+def _affordable(connections: int) -> int:
+    """As many connections as the descriptor limit allows, which is raised as far as it goes."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    most = hard * 9 // 10
+    if hard != resource.RLIM_INFINITY and connections > most:
+        log.warning("the limit of %d open files is enough for %d connections, not %d", hard, most, connections)
+        return most
+    return connections
