@@ -52,7 +52,7 @@ def create_app(settings: Settings) -> Starlette:
             WebSocketRoute("/v1/ws", websocket.endpoint),
             Route("/v1/sse", sse.endpoint, methods=["GET", "POST"]),
             Route("/v1/poll", poll.endpoint, methods=["GET", "POST"]),
-            Mount("/static", StaticFiles(directory=STATIC)),
+            Mount("/static", StaticFiles(directory=STATIC, check_dir=False)),
         ],
         middleware=[
             Middleware(
