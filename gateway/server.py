@@ -101,12 +101,20 @@ class Server(uvicorn.Server):
 
 def serve(settings: Settings) -> int:
     """Run one node until it is told to end; returns the exit code. Raises ConfigError for what cannot work."""
+    _log(settings.log_level)
     settings = settings.model_copy(update={"max_connections": _affordable(settings.max_connections)})
     app = create_app(settings)
     listener = _listen(settings)
     server = Server(app, settings)
     server.run(sockets=[listener])
     return server.exit_code
+
+
+def _log(level: str) -> None:
+    """Our log lines go to stderr. Libraries speak of trouble only: at INFO they write query strings, which may hold a
+    ticket, and at DEBUG whole handshakes with their tokens."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("ringcast").setLevel(level.upper())
 
 
 def _listen(settings: Settings) -> socket.socket:

@@ -91,6 +91,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     broker: str = Field(default="memory://", repr=False)  # a URL may hold a password
+    log_level: Literal["debug", "info", "warning", "error"] = "info"  # of what the gateway itself logs, to stderr
     node: str = Field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}")
     drain_wait: Duration = 5.0  # after leaving the ring, how long to serve as before
     drain: Duration = 10.0  # the window that goodbyes are spread over
