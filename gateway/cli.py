@@ -1,0 +1,307 @@
+"""`ringcast`: serve, publish, listen, token, config.
+
+Exit codes: 0 done, 1 refused or failed, 2 wrong usage or configuration, 130 ended by Ctrl-C. What goes wrong is told in
+sentences on stderr; stdout holds results alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sys
+import time
+from enum import StrEnum
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import msgspec
+
+from gateway.client import Event, Message, Refused, Reset, Subscriber
+from publisher import InvalidMessage, Publisher, PublishError, Retry
+from publisher import Refused as PublishRefused
+
+if TYPE_CHECKING:
+    from gateway.settings import Settings
+
+_WHOLE = "This needs more than the base install: pip install 'ringcast[gateway]'"
+
+try:
+    import typer
+    from rich.console import Console
+    from rich.text import Text
+except ModuleNotFoundError:
+    print(_WHOLE, file=sys.stderr)
+    raise SystemExit(2) from None
+
+app = typer.Typer(
+    name="ringcast", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="A realtime notification gateway: publish over HTTP, receive over WebSocket, SSE or polling.",
+)  # fmt: skip
+config_app = typer.Typer(no_args_is_help=True, help="The settings of a gateway.")
+app.add_typer(config_app, name="config")
+
+Url = Annotated[str, typer.Option(envvar="RINGCAST_URL", help="The gateway's address.")]
+Config = Annotated[Path | None, typer.Option(help="A TOML file of settings (else RINGCAST_CONFIG).")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line, for scripts.")]
+Key = Annotated[str | None, typer.Option("--api-key", envvar="RINGCAST_API_KEY", help="Better in the environment.")]
+Token = Annotated[str | None, typer.Option("--token", envvar="RINGCAST_TOKEN", help="Better in the environment.")]
+_HERE = "http://127.0.0.1:8000"
+
+
+class Transport(StrEnum):
+    auto, ws, sse, poll = "auto", "ws", "sse", "poll"
+
+
+def main() -> None:
+    """The command `ringcast`."""
+    app(prog_name="ringcast")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"ringcast {metadata.version('ringcast')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=_version)] = False,
+) -> None:
+    """What goes before any command."""
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="The address to listen on.  [default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="0 takes a free one.  [default: 8000]")] = None,
+    broker: Annotated[str | None, typer.Option(help="The store's URL.  [default: memory://]")] = None,
+    node: Annotated[str | None, typer.Option(help="This node's name.  [default: host and process]")] = None,
+    drain_wait: Annotated[
+        str | None, typer.Option(help="How long to serve as before once told to stop.  [default: 5s]")
+    ] = None,
+    drain: Annotated[str | None, typer.Option(help="How long to spread the goodbyes over.  [default: 10s]")] = None,
+    config: Config = None,
+) -> None:
+    """Run a gateway. All other settings come from RINGCAST_* variables and the TOML file."""
+    settings = _settings(
+        config, host=host, port=port, broker=broker, node=node, drain_wait=drain_wait, drain=drain
+    )  # fmt: skip
+    from gateway.server import serve as run
+    from gateway.settings import ConfigError
+
+    try:
+        code = run(settings)
+    except ConfigError as error:
+        _fail(str(error), 2)
+    raise typer.Exit(code)
+
+
+@app.command()
+def publish(
+    channel: Annotated[str, typer.Argument(help="Where to, like user:42 or topic:news.")],
+    data: Annotated[str, typer.Argument(metavar="JSON", help="The data; - reads it from stdin.")],
+    event: Annotated[str, typer.Option(help="The event's name.")] = "message",
+    key: Annotated[str | None, typer.Option(help="The key whose value this is, in a keyed namespace.")] = None,
+    id: Annotated[str | None, typer.Option(help="The message's id; a repeat is stored once.")] = None,
+    url: Url = _HERE,
+    api_key: Key = None,
+    token: Token = None,
+    as_json: AsJson = False,
+) -> None:
+    """Publish one message and print its receipt once it is stored."""
+    raw = sys.stdin.buffer.read() if data == "-" else data.encode(errors="surrogateescape")
+    try:
+        with Publisher(url, api_key or token, retry=Retry(deadline=10)) as publisher:
+            receipt = publisher.publish(channel, msgspec.Raw(raw), event=event, key=key, id=id)
+    except InvalidMessage as error:
+        _fail(f"{error}.", 2)
+    except PublishRefused as error:
+        _fail(f"Refused ({error.status} {error.code}): {error}", 1)
+    except PublishError as error:
+        _fail(f"{url} has {error}.", 1)
+    except ValueError as error:
+        _fail(f"{error}.", 2)
+    if as_json:
+        typer.echo(msgspec.json.encode(receipt))
+    else:
+        again = " (a duplicate: it was stored before)" if receipt.duplicate else ""
+        typer.echo(f"{receipt.channel} offset={receipt.offset} id={_plain(receipt.id)}{again}")
+
+
+@app.command()
+def listen(
+    channels: Annotated[
+        list[str] | None, typer.Argument(metavar="CHANNEL...", help="On top of the token's own.")
+    ] = None,
+    transport: Annotated[Transport, typer.Option(help="auto takes the best that gets through.")] = Transport.auto,
+    since: Annotated[str | None, typer.Option(help="earliest, latest, a duration like 5m, or a time.")] = None,
+    cursor: Annotated[str | None, typer.Option(help="Continue where this cursor was told.")] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="Stop after so many messages.")] = None,
+    url: Url = _HERE,
+    api_key: Key = None,
+    token: Token = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print messages as they come, one a line, until Ctrl-C; reconnects by itself.
+
+    Where messages may be missing, a reset is printed: on stderr, or with --json as a line of its own. At the end
+    stderr tells the cursor that continues from there.
+    """
+    try:
+        subscriber = Subscriber(
+            url, token or api_key, channels or (), cursor=cursor, since=since, transport=transport.value
+        )  # fmt: skip
+    except ValueError as error:
+        _fail(f"{error}.", 2)
+    if not as_json:
+        _tell_connections()
+    try:
+        asyncio.run(_listen(subscriber, count, as_json))
+    except Refused as error:
+        _fail(f"Refused: {error}", 1)
+    finally:
+        typer.echo(f"cursor {subscriber.cursor}", err=True)
+
+
+async def _listen(subscriber: Subscriber, count: int | None, as_json: bool) -> None:
+    out, err = Console(soft_wrap=True, highlight=False), Console(stderr=True, soft_wrap=True, highlight=False)
+    left = count
+    async with subscriber:
+        async for event in subscriber:
+            if as_json:
+                typer.echo(_as_json(event))
+            elif isinstance(event, Message):
+                out.print(_line(event))
+            else:
+                err.print(Text(_notice(event), style="bold yellow"))
+            if isinstance(event, Message) and left is not None:
+                left -= 1
+                if left == 0:
+                    return
+
+
+@app.command("token")
+def make_token(
+    user: Annotated[str, typer.Option(help="Whom it speaks for: its `sub`.")],
+    channel: Annotated[list[str] | None, typer.Option(help="What may be read, like topic:news or topic:*.")] = None,
+    publish: Annotated[list[str] | None, typer.Option(help="What may be published.")] = None,
+    ttl: Annotated[str, typer.Option(help="How long it is good, like 30s, 5m or 24h.")] = "1h",
+    config: Config = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print a token (JWT, HS256) made with RINGCAST_JWT_HMAC_KEY, for trying things out."""
+    settings = _settings(config)
+    if settings.jwt_hmac_key is None:
+        _fail("A token is made with the gateway's own secret: set RINGCAST_JWT_HMAC_KEY to it.", 2)
+    import jwt
+
+    from gateway.identity import check_patterns, check_subject
+    from gateway.settings import seconds
+
+    try:
+        lasts = float(seconds(ttl))
+        if not 0 < lasts < 1e10:
+            raise ValueError(f"--ttl must be more than 0 seconds and less than 300 years, not {ttl!r}")
+        claims: dict[str, Any] = {
+            "sub": check_subject(user), "iat": int(time.time()), "exp": int(time.time() + lasts),
+            "channels": check_patterns("channels", channel), "publish": check_patterns("publish", publish),
+            "aud": settings.jwt_audience, "iss": settings.jwt_issuer,
+        }  # fmt: skip
+    except ValueError as error:
+        _fail(f"{error}.", 2)
+    token = jwt.encode({name: claim for name, claim in claims.items() if claim}, settings.jwt_hmac_key, "HS256")
+    typer.echo(json.dumps({"token": token, "expires": claims["exp"]}) if as_json else token)
+
+
+@config_app.command("check")
+def check(config: Config = None, as_json: AsJson = False) -> None:
+    """Print the settings that `serve` would run with, secrets hidden, or what is wrong with them."""
+    shown = _shown(_settings(config))
+    if as_json:
+        typer.echo(json.dumps(shown))
+        return
+    channels = shown.pop("channels")
+    for name, value in shown.items():
+        typer.echo(f"{name} = {json.dumps(value, ensure_ascii=False)}")
+    for namespace, policy in channels.items():
+        typer.echo(f"\n[channels.{namespace}]")
+        for name, value in policy.items():
+            typer.echo(f"{name} = {json.dumps(value)}")
+
+
+def _shown(settings: Settings) -> dict[str, Any]:
+    """Every setting as JSON has it; durations in seconds, sizes in bytes, of secrets only that they are there."""
+    shown = settings.model_dump(mode="json")
+    for name, field in type(settings).model_fields.items():
+        if not field.repr and shown[name] and name != "broker":
+            shown[name] = ["(hidden)"] * len(shown[name]) if isinstance(shown[name], list) else "(hidden)"
+    scheme, _, address = settings.broker.partition("://")
+    shown["broker"] = f"{scheme}://{'(hidden)' if address else ''}"  # it may hold a password
+    return shown
+
+
+def _settings(config: Path | None, **flags: Any) -> Settings:
+    try:
+        from gateway.settings import ConfigError, load
+    except ModuleNotFoundError as missing:
+        if (missing.name or "").partition(".")[0] == "gateway":
+            raise
+        _fail(_WHOLE, 2)
+    try:
+        return load(config, **flags)
+    except ConfigError as error:
+        _fail(str(error), 2)
+
+
+def _fail(sentence: str, code: int) -> NoReturn:
+    typer.echo(sentence, err=True)
+    raise typer.Exit(code)
+
+
+def _tell_connections() -> None:
+    """What the client says of its connections goes to stderr."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log = logging.getLogger("ringcast.client")
+    log.setLevel(logging.INFO)
+    log.addHandler(handler)
+
+
+def _line(message: Message) -> Text:
+    line = Text.assemble(
+        (f"{message.time.astimezone():%Y-%m-%d %H:%M:%S.%f}"[:-3], "dim"), "  ",
+        (message.channel, "cyan"), "  ", (_plain(message.event), "bold"),
+    )  # fmt: skip
+    if message.key is not None:
+        line.append(f"  key={_plain(message.key)}")
+    if message.deleted:
+        line.append("  deleted", style="red")
+    return line.append(f"  {_plain(bytes(message.raw).decode())}")
+
+
+def _plain(text: str) -> str:
+    """Without what a terminal would take for a command."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _notice(event: Reset | Event) -> str:
+    if isinstance(event, Reset):
+        return f"reset {event.channel}: messages may be missing here ({event.reason}); going on behind {event.offset}"
+    return f"unsubscribed {event.channel}: nothing more comes of it"
+
+
+def _as_json(event: Event) -> bytes:
+    if not isinstance(event, Message):
+        return msgspec.json.encode(event)
+    time = event.time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    fields = {
+        "type": "message", "channel": event.channel, "offset": event.offset, "id": event.id, "event": event.event,
+        "data": event.raw, "time": time, "key": event.key, "version": event.version, "deleted": event.deleted or None,
+    }  # fmt: skip
+    return msgspec.json.encode({name: value for name, value in fields.items() if value is not None})
+
+
+if __name__ == "__main__":
+    main()
