@@ -14,13 +14,14 @@ from gateway.limits import Limits
 from gateway.origin import Origins, host_is_loopback, is_loopback
 from gateway.settings import Settings
 from gateway.tickets import NotATicket, Spend, Tickets, unspendable
-from gateway.tokens import MAX_TOKEN, NotGenuine, Tokens
+from gateway.tokens import NotGenuine, Tokens
 
 __all__ = ["Authenticator", "Credentials", "Identity", "is_open", "reserved"]
 
 log = logging.getLogger("ringcast.auth")
 
 SUBPROTOCOL = "bearer."
+MAX_TOKEN = 8 << 10  # bytes
 REFUSED = "The credentials are not accepted: present a valid token, ticket or API key"
 
 

@@ -190,6 +190,8 @@ class Hub:
             self.metrics.replayed += 1
         del session.behind[channel]
         channel.live[session] = self.ahead(channel, behind.since)
+        if not session.behind and session.welcome is None:
+            session.wake()  # a poll answers now, though it got nothing
         return True
 
     def ahead(self, channel: Channel, since: int) -> int:

@@ -67,10 +67,10 @@ def public_key(setting: str) -> Key:
 def json_web_key(jwk: Any) -> Key | None:
     """The key of a member of a JWK set (RFC 7517); None for one that is not for checking tokens here.
 
-    That is a symmetric or a private key, which nobody must publish, one for encryption, and one whose `alg` is not
-    what its type is used with.
+    That is a symmetric or a private key, which nobody should publish, one for encryption, and one whose `alg` is
+    not what its type is used with.
     """
-    if not isinstance(jwk, dict) or jwk.get("kty") not in ("RSA", "EC", "OKP") or "d" in jwk:
+    if not isinstance(jwk, dict) or jwk.get("kty") not in ("RSA", "EC", "OKP"):
         return None
     kid, operations = jwk.get("kid"), jwk.get("key_ops", ["verify"])
     if not isinstance(kid, str | None) or jwk.get("use", "sig") != "sig":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Collection
+from contextlib import suppress
 
 from gateway.brokers.base import Events, Page, Receipt, Snapshot
 from gateway.brokers.chain import Chain, Frame
@@ -14,6 +15,7 @@ from gateway.message import Draft, partition_of
 
 INBOX = 100_000  # frames announced and not looked at yet; the next one is lost, and the chain tells
 SWEEP = 1.0  # seconds between two looks for what has expired
+SWEPT = 500  # at a time, so that a node whose channels all expire at once stays responsive
 
 
 class MemoryBroker:
@@ -40,15 +42,18 @@ class MemoryBroker:
         self._chain = Chain(events)
         self.store.listeners.append(self.receive)
         self._started.set()
+        loop = asyncio.get_running_loop()
+        sweep_at = loop.time() + SWEEP
         try:
             while True:
-                try:
-                    async with asyncio.timeout(SWEEP):
+                with suppress(TimeoutError):
+                    async with asyncio.timeout_at(sweep_at):
                         await self._wake.wait()
-                except TimeoutError:
-                    self.store.sweep()
                 self._wake.clear()
                 self.drain()
+                if loop.time() >= sweep_at:
+                    more = self.store.sweep(SWEPT)
+                    sweep_at = loop.time() + (0 if more else SWEEP)
         finally:
             self.store.listeners.remove(self.receive)
             self._inbox.clear()

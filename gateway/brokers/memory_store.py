@@ -220,10 +220,15 @@ class MemoryStore:
                 part.floor = max(part.floor, log.edge)  # its record goes before its time: nothing below can be proven
                 self._drop_log(channel)
 
-    def sweep(self) -> None:
-        """Free what has expired, and publish the deletion of each key whose time is over."""
-        now = self.clock()
+    def sweep(self, limit: int = 1_000_000) -> bool:
+        """Free what has expired, and publish the deletion of each key whose time is over.
+
+        Returns whether it stopped at `limit` channels or keys with more to do.
+        """
+        now, done = self.clock(), 0
         while self.state.expiring_logs and self.state.expiring_logs[0][0] <= now:
+            if (done := done + 1) > limit:
+                return True
             _, channel = heapq.heappop(self.state.expiring_logs)
             log = self.state.logs[channel]
             log.scheduled = False
@@ -233,11 +238,14 @@ class MemoryStore:
             elif not log.keys:
                 self._drop_log(channel)
         while self.state.expiring_keys and self.state.expiring_keys[0][0] <= now:
+            if (done := done + 1) > limit:
+                return True
             due, channel, name = heapq.heappop(self.state.expiring_keys)
             log = self.state.logs[channel]
             key = log.keys.get(name)
             if key is not None and key.due == due:
                 self._key_due(log, channel, name, key)
+        return False
 
     # ---------------------------------------------------------------- keys
 

@@ -196,6 +196,8 @@ async def test_a_set_that_went_away_goes_on_serving_and_nobody_waits_for_it(serv
     assert await login(auth, signed(RSA, "RS256", "a"))
     problem = await refusal(auth, signed(RSA2, "RS256", "new"))  # perhaps good, so not "unauthorised"
     assert (problem.code, problem.kind.status, problem.retry_after) == ("unavailable", 503, 10)
+    assert (await refusal(auth, signed(RSA2, "RS256"))).code == "unavailable"
+    assert (await refusal(auth, signed(RSA2, "RS256", "a"))).code == "unauthorised"
     server.publish(jwk(RSA2, "new"))
     clock.now += 10
     assert await login(auth, signed(RSA2, "RS256", "new"))
@@ -238,8 +240,8 @@ async def test_a_waiter_that_leaves_does_not_take_the_fetch_from_the_others(serv
 
 
 BAD: dict[str, Callable[[], Answer]] = {
-    "an error": lambda: (500, {}, b""),
-    "a redirect": lambda: (302, {"Location": "http://127.0.0.1:9/"}, b""),
+    "an error": lambda: (500, {}, b'{"keys": []}'),
+    "a redirect": lambda: (302, {"Location": "http://127.0.0.1:9/"}, b'{"keys": []}'),
     "no JSON": lambda: (200, {}, b"<html>"),
     "no UTF-8": lambda: (200, {}, b'{"keys": ["\xff"]}'),
     "another object": lambda: (200, {}, b"{}"),

@@ -169,8 +169,8 @@ async def test_no_ticket_carries_the_rights_of_a_server(spend: Spend) -> None:
 
 ALTERATIONS: list[tuple[str, int, Any]] = [
     ("another use", 0, "stream"), ("another id", 1, "x"), ("a later end", 2, 1e12),
-    ("another principal", 3, "user:bob"), ("another user", 4, "bob"), ("more to read", 5, ["*"]), ("more to publish", 6, ["*"]), ("channels", 7, ["topic:b"]),
-    ("no expiry", 8, None),
+    ("another principal", 3, "user:bob"), ("another user", 4, "bob"), ("more to read", 5, ["*"]),
+    ("more to publish", 6, ["*"]), ("channels", 7, ["topic:b"]), ("no expiry", 8, None),
 ]  # fmt: skip
 
 
