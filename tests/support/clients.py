@@ -74,6 +74,7 @@ async def connect(
     client = _CLIENTS[transport](url, token, {k: v for k, v in wanted.items() if v}, body, headers or {})
     try:
         await client.open()
+        await client.look()
     except BaseException:
         await client.close()
         raise
@@ -93,6 +94,7 @@ class Client(ABC):
         self.headers = headers | ({"Authorization": f"Bearer {token}"} if token else {})
         self.positions: dict[str, int] = decode_cursor(wanted["cursor"]) if "cursor" in wanted else {}
         self.goodbye: Frame | None = None
+        self._first: Frame | None = None
 
     @property
     def cursor(self) -> str:
@@ -114,10 +116,23 @@ class Client(ABC):
     async def close(self) -> None:
         """End it in good order; harmless when it has ended already."""
 
+    async def look(self) -> None:
+        """Wait for the first frame and leave it to be received; the positions it tells are known from here on."""
+        async with asyncio.timeout(WITHIN):
+            self._first = await self._next()
+        if self._first["type"] in ("welcome", "checkpoint"):
+            self._note(self._first)
+
+    async def _following(self) -> Frame:
+        if self._first is None:
+            return await self._next()
+        first, self._first = self._first, None
+        return first
+
     async def receive(self, within: float = WITHIN) -> Frame:
         """The next frame of any type; raises Ended, or TimeoutError when none comes `within` so many seconds."""
         async with asyncio.timeout(within):
-            frame = await self._next()
+            frame = await self._following()
         self._note(frame)
         return frame
 
@@ -125,7 +140,7 @@ class Client(ABC):
         """The next frame of one of these types, others before it passed over."""
         async with asyncio.timeout(within):
             while True:
-                frame = await self._next()
+                frame = await self._following()
                 self._note(frame)
                 if frame["type"] in types:
                     return frame
@@ -145,7 +160,7 @@ class Client(ABC):
         try:
             async with asyncio.timeout(within):
                 while True:
-                    self._note(await self._next())
+                    self._note(await self._following())
         except Ended as end:
             return end.code
 
@@ -176,7 +191,6 @@ class Client(ABC):
 class WebSocketClient(Client):
     transport = "websocket"
     connection: ClientConnection | None = None
-    _first: Frame | None = None
 
     async def open(self) -> None:
         query = {} if self.body else _query(self.wanted)
@@ -192,14 +206,12 @@ class WebSocketClient(Client):
             raise _refusal(status, body) from refusal
         if self.body:
             await self.send({"type": "connect", "token": self.token or None, **self.wanted})
+
+    async def look(self) -> None:
         try:
-            async with asyncio.timeout(WITHIN):
-                self._first = await self._next()
-        except Ended as end:
+            await super().look()
+        except Ended as end:  # the handshake was completed only to say this
             raise Refused(end.code or 0, None, {"detail": str(end)}) from end
-        if self._first["type"] == "error":
-            code = await self.ended()
-            raise Refused(code or 0, None, self._first)
 
     async def send(self, frame: Frame) -> None:
         assert self.connection is not None
@@ -207,9 +219,6 @@ class WebSocketClient(Client):
 
     async def _next(self) -> Frame:
         assert self.connection is not None
-        if self._first is not None:
-            first, self._first = self._first, None
-            return first
         try:
             frame: Frame = json.loads(await self.connection.recv())
         except ConnectionClosed as closed:
