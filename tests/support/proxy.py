@@ -1,0 +1,155 @@
+"""A small reverse proxy that misbehaves on demand: what stands between a client and the gateway in the wild.
+
+Plain TCP relaying with as much HTTP as it takes to tell paths apart: the head of the first request on each connection
+is read, and `Connection: close` is asked for unless it is an upgrade, so that every request gets its own connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+
+_HEAD = 64 << 10  # bytes of a request's head at most
+_CHUNK = 64 << 10
+
+
+class Proxy:
+    """A reverse proxy in front of `port`; use it as an async context manager.
+
+    Paths are told by prefix, and each fault stays until `heal`.
+    """
+
+    def __init__(self, port: int, host: str = "127.0.0.1") -> None:
+        self.upstream = (host, port)
+        self.port = 0
+        self.requests: list[str] = []  # the request line of each, for a test to read
+        self._blocked: dict[str, int] = {}
+        self._stalled: set[str] = set()
+        self._buffered: set[str] = set()
+        self._server: asyncio.Server | None = None
+        self._writers: dict[asyncio.StreamWriter, str] = {}  # every open connection, and its path
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def block(self, path: str, status: int = 403) -> None:
+        """Answer requests of this path with `status` and a page of the proxy's own, as a firewall would."""
+        self._blocked[path] = status
+
+    def stall(self, path: str) -> None:
+        """Take requests of this path and never answer."""
+        self._stalled.add(path)
+
+    def buffer(self, path: str) -> None:
+        """Pass on the head of an answer, hold back its body: what a buffering proxy does to an event stream."""
+        self._buffered.add(path)
+
+    def heal(self, path: str) -> None:
+        """Let this path be, from the next request on."""
+        self._blocked.pop(path, None)
+        self._stalled.discard(path)
+        self._buffered.discard(path)
+
+    def cut(self, path: str = "") -> None:
+        """Drop the open connections whose path begins with `path`, on both sides and with no goodbye."""
+        for writer in [writer for writer, of in self._writers.items() if of.startswith(path)]:
+            writer.transport.abort()
+
+    async def refuse(self) -> None:
+        """Take no more connections, and cut those there are: to a client, the host is gone."""
+        if self._server is not None:
+            self._server.close()
+            self.cut()
+            await self._server.wait_closed()
+            self._server = None
+
+    async def accept(self) -> None:
+        """Listen, on the same port as before if there was one."""
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, limit=_HEAD)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def __aenter__(self) -> Self:
+        await self.accept()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.refuse()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            # A browser opens connections ahead of need, and closes them unused.
+            with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+                await self._request(reader, writer)
+        finally:
+            self._writers.pop(writer, None)
+            writer.close()
+
+    async def _request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers[writer] = ""
+        head = await reader.readuntil(b"\r\n\r\n")
+        line, *fields = head[:-4].decode("latin-1").split("\r\n")
+        path = line.split(" ")[1]
+        self.requests.append(line)
+        self._writers[writer] = path
+        status = _match(self._blocked, path)
+        if status is not None:
+            body = b"blocked by the proxy\n"
+            writer.write(
+                b"HTTP/1.1 %d Blocked\r\nContent-Type: text/plain\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%b"
+                % (self._blocked[status], len(body), body)
+            )
+            await writer.drain()
+            return
+        if _match(self._stalled, path) is not None:
+            while await reader.read(_CHUNK):
+                pass
+            return
+        if not any(field.lower().startswith("upgrade:") for field in fields):
+            fields = [field for field in fields if not field.lower().startswith("connection:")] + ["Connection: close"]
+        try:
+            upstream_reader, upstream = await asyncio.open_connection(*self.upstream)
+        except OSError:
+            writer.write(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            await writer.drain()
+            return
+        self._writers[upstream] = path
+        try:
+            upstream.write("\r\n".join([line, *fields, "", ""]).encode("latin-1"))
+            await self._relay(reader, writer, upstream_reader, upstream, _match(self._buffered, path) is not None)
+        finally:
+            self._writers.pop(upstream, None)
+            upstream.close()
+
+    async def _relay(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter,
+        upstream_reader: asyncio.StreamReader, upstream: asyncio.StreamWriter, buffered: bool,
+    ) -> None:  # fmt: skip
+        """Both ways until either side ends; then both have ended."""
+        if buffered:
+            writer.write(await upstream_reader.readuntil(b"\r\n\r\n"))
+        both = {
+            asyncio.create_task(_pump(reader, upstream.write, upstream)),
+            asyncio.create_task(_pump(upstream_reader, (lambda _: None) if buffered else writer.write, writer)),
+        }
+        try:
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in both:
+                task.cancel()
+            await asyncio.gather(*both, return_exceptions=True)
+
+
+async def _pump(source: asyncio.StreamReader, write: Callable[[bytes], None], sink: asyncio.StreamWriter) -> None:
+    while data := await source.read(_CHUNK):
+        write(data)
+        await sink.drain()
+
+
+def _match(paths: dict[str, int] | set[str], path: str) -> str | None:
+    return next((prefix for prefix in paths if path.startswith(prefix)), None)
