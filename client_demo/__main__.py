@@ -52,7 +52,12 @@ async def run(port: int, gateway_port: int) -> int:
         url = words[2].rstrip("/")
         app = create_app(Config(gateway=url, public_gateway=url, hmac_key=hmac_key, api_key=api_key))
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on"))
-        print(f"\n  Ringcast demo   {page}\n  gateway         {url}\n\n  Ctrl-C ends both.\n", flush=True)
+        print(
+            f"\n  Ringcast demo   {page}\n  gateway         {url}\n\n"
+            f"For curl and ringcast in another terminal:\n\n  export RINGCAST_URL={url} RINGCAST_API_KEY={api_key}\n\n"
+            "Ctrl-C ends both.\n",
+            flush=True,
+        )
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         died = asyncio.create_task(gateway.wait())
         await asyncio.wait({serving, died}, return_when=asyncio.FIRST_COMPLETED)

@@ -187,3 +187,21 @@ def test_the_cursor_is_encoded_as_shown() -> None:
     positions, cursor = re.search(r"```json positions\n(.*?)```.*?```text cursor\n(.*?)\n```", PAGE, re.S).groups()  # type: ignore[union-attr]
     assert encode_cursor(json.loads(positions)) == cursor
     assert json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))) == json.loads(positions)
+
+
+def test_every_test_that_the_guarantees_name_exists() -> None:
+    page = (ROOT / "docs" / "guarantees.md").read_text()
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", page)
+    assert named
+    for path, name in named:
+        assert (ROOT / path).exists(), path
+        assert re.search(rf"^ *(async )?def {name}\b", (ROOT / path).read_text(), re.M), (path, name)
+
+
+def test_the_links_of_the_pages_lead_somewhere() -> None:
+    for page in ("protocol.md", "guarantees.md"):
+        text = (ROOT / "docs" / page).read_text()
+        for target, anchor in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", text):
+            there = (ROOT / "docs" / (target or page)).read_text()
+            titles = re.findall(r"^#+ (.*)$", there.lower(), re.M)
+            assert not anchor or anchor in [re.sub(r"[^\w-]", "", title.replace(" ", "-")) for title in titles], target

@@ -1,0 +1,163 @@
+"""The README is true: its commands are typed as they stand, into a clean copy of the project, in the order of the page.
+
+    bash demo         runs until the end, in a terminal of its own; what it prints to paste is pasted
+    bash listening    runs until the end, in a second one
+    bash, python      run to the end, in a third one
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gateway.settings import load
+from tests.support.gateway import ROOT
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```([^\n]*)\n(.*?)^```$", README, re.M | re.S)
+READY_WITHIN = 300.0  # seconds, installing included
+
+
+def blocks(info: str) -> list[str]:
+    return [text for found, text in BLOCKS if found == info]
+
+
+class Terminal:
+    """A running command and what it has printed so far."""
+
+    def __init__(self, command: str, cwd: Path, env: dict[str, str]) -> None:
+        self.printed = ""
+        self.process = subprocess.Popen(
+            ["bash", "-euo", "pipefail", "-c", command], cwd=cwd, env=env, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+
+    def until(self, pattern: str, within: float) -> re.Match[str]:
+        """Read until the pattern was printed; fails with all that was printed when it is not in time."""
+        assert self.process.stdout is not None
+        end = time.monotonic() + within
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.process.stdout, selectors.EVENT_READ)
+            while not (found := re.search(pattern, self.printed)):
+                assert selector.select(max(0.0, end - time.monotonic())), f"no {pattern!r} in:\n{self.printed}"
+                chunk = os.read(self.process.stdout.fileno(), 65536)
+                assert chunk, f"it ended without {pattern!r}:\n{self.printed}"
+                self.printed += chunk.decode()
+        return found
+
+    def interrupt(self, within: float = 20.0) -> int:
+        """Ctrl-C."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGINT)
+        code = self.process.wait(within)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        return code
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a clean clone holds, the changes that are not committed yet included."""
+    folder = tmp_path_factory.mktemp("clone") / "ringcast"
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, check=True, capture_output=True, text=True,
+    ).stdout.split("\0")  # fmt: skip
+    for name in listed:
+        if name and (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def env() -> dict[str, str]:
+    """A new user's, whose `python3` is the Python of the tests."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RINGCAST_", "PYTEST_"))}
+    return kept | {"PYTHON": getattr(sys, "_base_executable", sys.executable), "PYTHONUNBUFFERED": "1"}
+
+
+@pytest.fixture(scope="module")
+def demo(clone: Path, env: dict[str, str]) -> Iterator[dict[str, str]]:
+    """`make demo`, running; the environment of a terminal that its line was pasted into."""
+    (command,) = blocks("bash demo")
+    terminal = Terminal(command, clone, env)
+    try:
+        pasted = terminal.until(r"export (RINGCAST_URL=\S+) (RINGCAST_API_KEY=\S+)", READY_WITHIN)
+        page = terminal.until(r"http://127\.0\.0\.1:\d+", 5)
+        assert page
+        yield env | dict(setting.split("=", 1) for setting in pasted.groups())
+    finally:
+        terminal.interrupt()
+
+
+def run(command: str, cwd: Path, env: dict[str, str]) -> str:
+    result = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", command], cwd=cwd, env=env, capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
+    return result.stdout
+
+
+def test_the_walk_through_works_as_it_is_written(clone: Path, demo: dict[str, str]) -> None:
+    (listen,) = blocks("bash listening")
+    publish, poll, away, resume, *_ = blocks("bash")
+    second = Terminal(listen, clone, demo)
+    try:
+        second.until(r"\nid: \S+\n", 20)  # it has its first checkpoint: from here on nothing is lost
+        (receipt,) = json.loads(run(publish, clone, demo))["results"]
+        shown = second.until(r"event: note\ndata: (\{.*\})\n", 20)
+    finally:
+        second.interrupt()
+    message = json.loads(shown[1])
+    assert message["offset"] == receipt["offset"]
+    assert message["data"] == {"title": "Hello", "text": "from curl"}
+
+    polled = json.loads(run(poll, clone, demo))
+    assert polled["messages"] == [message]
+
+    printed = run(away + resume, clone, demo)  # in one terminal, whose variables last
+    answer, end = json.JSONDecoder().raw_decode(printed, printed.index("{"))
+    assert [each["data"]["text"] for each in answer["messages"]] == ["1 of 3", "2 of 3", "3 of 3"]
+    assert answer["resets"] == []
+    assert re.findall(r"\d of 3", printed[end:printed.find("cursor", end)]) == ["1 of 3", "2 of 3", "3 of 3"]
+
+
+def test_the_python_example_publishes(clone: Path, demo: dict[str, str]) -> None:
+    (example,) = blocks("python")
+    printed = subprocess.run(
+        [clone / ".venv/bin/python", "-c", example], env=demo, capture_output=True, text=True, timeout=30, check=True
+    ).stdout
+    assert int(printed) > 10**15
+
+
+def test_the_example_of_a_configuration_is_one(tmp_path: Path) -> None:
+    (example,) = blocks("toml")
+    assert tomllib.loads(example)
+    config = tmp_path / "ringcast.toml"
+    config.write_text(example)
+    assert load(config).policy("room:1").keyed
+
+
+def test_every_link_leads_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", README):
+        if "://" not in target:
+            assert (ROOT / target).exists(), target
+
+
+def test_every_example_is_run_or_known_to_be_run_elsewhere() -> None:
+    known = {"bash demo", "bash listening", "bash", "python", "toml", "text", "js"}
+    assert {info for info, _ in BLOCKS} <= known
+    assert len(blocks("bash")) == 5  # the last is how to install it elsewhere
