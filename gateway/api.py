@@ -47,7 +47,7 @@ def routes(node: Node) -> list[Route]:
         if kind == NDJSON:
             if given is not None:
                 raise Problem("bad_request", "Idempotency-Key is for a single publish: give each line an id of its own")
-            return Ingest(node, node.settings, identity)
+            return Ingest(node, identity)
         if kind != JSON:
             raise Problem("unsupported_media_type", f"Send a publish as {JSON}, or one on each line as {NDJSON}")
         body = await read_body(request, body_limit(node.settings), node.settings.stuck_after)

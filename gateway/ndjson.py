@@ -6,17 +6,18 @@ import asyncio
 from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
-from starlette.types import Receive
+from starlette.types import Message, Receive
 
 from gateway.errors import Problem
 from gateway.http import NDJSON, Stream, encode
 from gateway.identity import Identity
+from gateway.node import Node
 from gateway.publish import body_limit, parse
-from gateway.results import Publishes, check_unexpired, publish_each
-from gateway.settings import Settings
+from gateway.results import check_unexpired, publish_each
 
 PIECE = 16 << 10  # bytes of answers that are sent together at least, while there are lines to go on with
 TURN = 50  # lines after which others have their turn
+IDLE = 1.0  # seconds without a line after which a node that shuts down ends the stream
 
 
 class Lines:
@@ -60,10 +61,10 @@ class Lines:
 class Ingest(Stream):
     """Answers each line while the next ones arrive; a client has to read while it writes."""
 
-    def __init__(self, node: Publishes, settings: Settings, identity: Identity) -> None:
-        super().__init__(settings.stuck_after, NDJSON)
+    def __init__(self, node: Node, identity: Identity) -> None:
+        super().__init__(node.settings.stuck_after, NDJSON)
         self._node = node
-        self._settings = settings
+        self._settings = node.settings
         self._identity = identity
 
     async def pieces(self, receive: Receive) -> AsyncGenerator[bytes, None]:
@@ -71,8 +72,8 @@ class Ingest(Stream):
         answers = bytearray()
         more = True
         while more:
-            event = await receive()
-            if event["type"] == "http.disconnect":
+            event = await self._arrival(receive)
+            if event is None or event["type"] == "http.disconnect":
                 return
             more = event.get("more_body", False)
             for number, line in _all(lines, event.get("body", b""), more):
@@ -85,6 +86,16 @@ class Ingest(Stream):
             if answers:
                 yield bytes(answers)
                 answers.clear()
+
+    async def _arrival(self, receive: Receive) -> Message | None:
+        """What the client sends next, however long that takes; None when the node shuts down and nothing comes."""
+        while True:
+            try:
+                async with asyncio.timeout(IDLE):
+                    return await receive()
+            except TimeoutError:
+                if self._node.draining:
+                    return None
 
     async def _publish(self, line: bytes | None) -> dict[str, Any]:
         """What the answer says beside the number."""
