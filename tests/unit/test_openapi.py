@@ -8,11 +8,14 @@ from importlib.resources import files
 from typing import Any
 
 import msgspec
+from starlette.routing import Route, WebSocketRoute
 
+from gateway.app import create_app
 from gateway.brokers.base import Receipt
 from gateway.errors import Problem
 from gateway.grants import Wanted
 from gateway.publish import Body
+from gateway.settings import Settings
 
 DOCUMENT: dict[str, Any] = json.loads(files("gateway").joinpath("openapi.json").read_bytes())
 SCHEMAS: dict[str, Any] = DOCUMENT["components"]["schemas"]
@@ -44,6 +47,18 @@ def test_answers_have_the_fields_that_are_given() -> None:
     assert set(SCHEMAS["Receipt"]["properties"]) == set(msgspec.to_builtins(Receipt("topic:a", 1, "id")))
     told = Problem("rate_limited", "Later", retry_after=1).as_json()
     assert set(SCHEMAS["Problem"]["properties"]) == set(told)
+
+
+def test_it_names_every_route_with_its_methods() -> None:
+    served: dict[str, set[str]] = {}
+    for route in create_app(Settings()).routes:
+        if isinstance(route, Route):
+            served.setdefault(route.path, set()).update(method.lower() for method in (route.methods or ()))
+        elif isinstance(route, WebSocketRoute):
+            served[route.path] = {"get"}
+    assert {path: methods - {"head"} for path, methods in served.items()} == {
+        path: set(operations) for path, operations in DOCUMENT["paths"].items()
+    }
 
 
 def test_every_operation_has_an_id_of_its_own() -> None:
