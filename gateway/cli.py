@@ -11,7 +11,6 @@ import json
 import logging
 import sys
 import time
-from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -50,10 +49,6 @@ Token = Annotated[str | None, typer.Option("--token", envvar="RINGCAST_TOKEN", h
 _HERE = "http://127.0.0.1:8000"
 
 
-class Transport(StrEnum):
-    auto, ws, sse, poll = "auto", "ws", "sse", "poll"
-
-
 def main() -> None:
     """The command `ringcast`."""
     app(prog_name="ringcast")
@@ -75,7 +70,7 @@ def _common(
 @app.command()
 def serve(
     host: Annotated[str | None, typer.Option(help="The address to listen on.  [default: 127.0.0.1]")] = None,
-    port: Annotated[int | None, typer.Option(help="0 takes a free one.  [default: 8000]")] = None,
+    port: Annotated[str | None, typer.Option(help="0 takes a free one.  [default: 8000]")] = None,
     broker: Annotated[str | None, typer.Option(help="The store's URL.  [default: memory://]")] = None,
     node: Annotated[str | None, typer.Option(help="This node's name.  [default: host and process]")] = None,
     drain_wait: Annotated[
@@ -85,9 +80,7 @@ def serve(
     config: Config = None,
 ) -> None:
     """Run a gateway. All other settings come from RINGCAST_* variables and the TOML file."""
-    settings = _settings(
-        config, host=host, port=port, broker=broker, node=node, drain_wait=drain_wait, drain=drain
-    )  # fmt: skip
+    settings = _settings(config, host=host, port=port, broker=broker, node=node, drain_wait=drain_wait, drain=drain)
     from gateway.server import serve as run
     from gateway.settings import ConfigError
 
@@ -105,6 +98,7 @@ def publish(
     event: Annotated[str, typer.Option(help="The event's name.")] = "message",
     key: Annotated[str | None, typer.Option(help="The key whose value this is, in a keyed namespace.")] = None,
     id: Annotated[str | None, typer.Option(help="The message's id; a repeat is stored once.")] = None,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to keep trying.")] = 10.0,
     url: Url = _HERE,
     api_key: Key = None,
     token: Token = None,
@@ -113,16 +107,16 @@ def publish(
     """Publish one message and print its receipt once it is stored."""
     raw = sys.stdin.buffer.read() if data == "-" else data.encode(errors="surrogateescape")
     try:
-        with Publisher(url, api_key or token, retry=Retry(deadline=10)) as publisher:
+        with Publisher(url, api_key or token, retry=Retry(deadline=timeout)) as publisher:
             receipt = publisher.publish(channel, msgspec.Raw(raw), event=event, key=key, id=id)
     except InvalidMessage as error:
-        _fail(f"{error}.", 2)
+        _fail(str(error), 2)
     except PublishRefused as error:
         _fail(f"Refused ({error.status} {error.code}): {error}", 1)
     except PublishError as error:
-        _fail(f"{url} has {error}.", 1)
+        _fail(f"{url} has {error}", 1)
     except ValueError as error:
-        _fail(f"{error}.", 2)
+        _fail(str(error), 2)
     if as_json:
         typer.echo(msgspec.json.encode(receipt))
     else:
@@ -135,7 +129,7 @@ def listen(
     channels: Annotated[
         list[str] | None, typer.Argument(metavar="CHANNEL...", help="On top of the token's own.")
     ] = None,
-    transport: Annotated[Transport, typer.Option(help="auto takes the best that gets through.")] = Transport.auto,
+    transport: Annotated[str, typer.Option(help="ws, sse, poll, or the best that gets through.")] = "auto",
     since: Annotated[str | None, typer.Option(help="earliest, latest, a duration like 5m, or a time.")] = None,
     cursor: Annotated[str | None, typer.Option(help="Continue where this cursor was told.")] = None,
     count: Annotated[int | None, typer.Option(min=1, help="Stop after so many messages.")] = None,
@@ -150,11 +144,9 @@ def listen(
     stderr tells the cursor that continues from there.
     """
     try:
-        subscriber = Subscriber(
-            url, token or api_key, channels or (), cursor=cursor, since=since, transport=transport.value
-        )  # fmt: skip
+        subscriber = Subscriber(url, token or api_key, channels or (), cursor=cursor, since=since, transport=transport)
     except ValueError as error:
-        _fail(f"{error}.", 2)
+        _fail(str(error), 2)
     if not as_json:
         _tell_connections()
     try:
@@ -210,7 +202,7 @@ def make_token(
             "aud": settings.jwt_audience, "iss": settings.jwt_issuer,
         }  # fmt: skip
     except ValueError as error:
-        _fail(f"{error}.", 2)
+        _fail(str(error), 2)
     token = jwt.encode({name: claim for name, claim in claims.items() if claim}, settings.jwt_hmac_key, "HS256")
     typer.echo(json.dumps({"token": token, "expires": claims["exp"]}) if as_json else token)
 
@@ -255,8 +247,10 @@ def _settings(config: Path | None, **flags: Any) -> Settings:
         _fail(str(error), 2)
 
 
-def _fail(sentence: str, code: int) -> NoReturn:
-    typer.echo(sentence, err=True)
+def _fail(sentences: str, code: int) -> NoReturn:
+    """End with the exit code, having told why: a sentence a line."""
+    for sentence in sentences.splitlines():
+        typer.echo(sentence[:1].upper() + sentence[1:].rstrip(".") + ".", err=True)
     raise typer.Exit(code)
 
 

@@ -7,7 +7,7 @@ import inspect
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import aclosing
-from typing import Literal, Self
+from typing import Self
 from urllib.parse import urlsplit
 
 import httpx
@@ -19,7 +19,6 @@ from gateway.errors import TOKEN_EXPIRED, reconnects
 from gateway.message import check_channel
 
 Token = str | Callable[[], str | Awaitable[str]]
-Transport = Literal["auto", "ws", "sse", "poll"]
 
 log = logging.getLogger("ringcast.client")
 
@@ -40,7 +39,7 @@ class Subscriber:
 
     def __init__(
         self, url: str, token: Token | None = None, channels: Iterable[str] = (), *, cursor: str | None = None,
-        since: str | None = None, transport: Transport = "auto",
+        since: str | None = None, transport: str = "auto",
     ) -> None:  # fmt: skip
         """Raises ValueError for a URL, channel, cursor or transport that cannot be meant."""
         self._url = _checked(url)
