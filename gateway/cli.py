@@ -24,14 +24,14 @@ from publisher import Refused as PublishRefused
 if TYPE_CHECKING:
     from gateway.settings import Settings
 
-_WHOLE = "This needs more than the base install: pip install 'ringcast[gateway]'"
+_WHOLE = "this needs more than the base install: pip install 'ringcast[gateway]'"
 
 try:
     import typer
     from rich.console import Console
     from rich.text import Text
 except ModuleNotFoundError:
-    print(_WHOLE, file=sys.stderr)
+    print(f"ringcast: {_WHOLE}", file=sys.stderr)
     raise SystemExit(2) from None
 
 app = typer.Typer(
@@ -112,9 +112,9 @@ def publish(
     except InvalidMessage as error:
         _fail(str(error), 2)
     except PublishRefused as error:
-        _fail(f"Refused ({error.status} {error.code}): {error}", 1)
+        _fail(f"refused ({error.status} {error.code}): {error}", 1)
     except PublishError as error:
-        _fail(f"{url} has {error}", 1)
+        _fail(f"{url}: {error}", 1)
     except ValueError as error:
         _fail(str(error), 2)
     if as_json:
@@ -152,9 +152,10 @@ def listen(
     try:
         asyncio.run(_listen(subscriber, count, as_json))
     except Refused as error:
-        _fail(f"Refused: {error}", 1)
+        _fail(f"refused: {error}", 1)
     finally:
-        typer.echo(f"cursor {subscriber.cursor}", err=True)
+        if subscriber.cursor is not None:
+            typer.echo(f"cursor {subscriber.cursor}", err=True)
 
 
 async def _listen(subscriber: Subscriber, count: int | None, as_json: bool) -> None:
@@ -186,7 +187,7 @@ def make_token(
     """Print a token (JWT, HS256) made with RINGCAST_JWT_HMAC_KEY, for trying things out."""
     settings = _settings(config)
     if settings.jwt_hmac_key is None:
-        _fail("A token is made with the gateway's own secret: set RINGCAST_JWT_HMAC_KEY to it.", 2)
+        _fail("a token is made with the gateway's own secret: set RINGCAST_JWT_HMAC_KEY to it.", 2)
     import jwt
 
     from gateway.identity import check_patterns, check_subject
@@ -250,7 +251,7 @@ def _settings(config: Path | None, **flags: Any) -> Settings:
 def _fail(sentences: str, code: int) -> NoReturn:
     """End with the exit code, having told why: a sentence a line."""
     for sentence in sentences.splitlines():
-        typer.echo(sentence[:1].upper() + sentence[1:].rstrip(".") + ".", err=True)
+        typer.echo(f"ringcast: {sentence.rstrip('.')}.", err=True)
     raise typer.Exit(code)
 
 

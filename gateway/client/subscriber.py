@@ -57,9 +57,12 @@ class Subscriber:
         self._events = self._run()
 
     @property
-    def cursor(self) -> str:
-        """Continues behind the last message that was iterated: keep it once that has been dealt with."""
-        return self._positions.cursor
+    def cursor(self) -> str | None:
+        """Continues behind the last message that was iterated: keep it once that has been dealt with.
+
+        None while no position is known, which is before the first connection.
+        """
+        return self._positions.cursor if self._positions else None
 
     @property
     def transport(self) -> str | None:
@@ -106,8 +109,7 @@ class Subscriber:
         """What one connection brings, until it ends by raising Ended."""
         try:
             await link.open(Opening(
-                self._url, await self._present_token(), self._channels,
-                self._positions.cursor if self._positions else None, self._since,
+                self._url, await self._present_token(), self._channels, self.cursor, self._since,
             ))  # fmt: skip
             heartbeat, leave, said = 15.0, None, ""
             loop = asyncio.get_running_loop()
