@@ -52,7 +52,7 @@ def from_json(body: bytes) -> Wanted:
     """The parameters of a POSTed JSON object. Raises Problem."""
     try:
         return _decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Problem("bad_request", f"The body is not an object of the parameters: {error}") from None
 
 

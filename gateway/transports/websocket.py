@@ -265,5 +265,5 @@ class Connection:
 def _frame(text: str) -> Frame:
     try:
         return _decode(text)
-    except (msgspec.DecodeError, UnicodeEncodeError) as error:
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
         raise Problem("bad_request", f"The frame is not a JSON object of this protocol: {error}") from None
