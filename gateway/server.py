@@ -23,19 +23,67 @@ log = logging.getLogger("ringcast.server")
 
 BACKLOG = 4096
 LARGEST_FRAME = 1 << 20  # bytes; beyond it the connection fails by RFC 6455's 1009, below it we say why
+LARGEST_HEAD = 64 << 10  # bytes of a request's head that has not ended yet
+HEAD_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 KEEP_ALIVE = 75  # seconds an idle HTTP connection stays: polls come back on it
 LAST_REQUESTS = 10  # seconds that requests under way have for finishing
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """Tells the application how to cut this connection: closing would wait for the peer to take what was sent."""
+    """Bounds the head of a request, which uvicorn lets grow, and take, as long as the client likes.
+
+    Also tells the application how to cut this connection: closing would wait for the peer to take what was sent.
+    """
+
+    _head_bytes = 0
+    _head_due: asyncio.TimerHandle | None = None  # set from the connection's or a request's beginning to its head's end
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._have_head()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._head_due is not None and not self.transport.is_closing():
+            self._head_bytes += len(data)
+            if self._head_bytes > LARGEST_HEAD:
+                self.transport.write(HEAD_TOO_LARGE)
+                self.transport.close()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self.scope["extensions"] = {"ringcast.abort": self.transport.abort}  # type: ignore[dict-item]
+        if self._head_due is None:
+            self._await_head()
+
+    def on_headers_complete(self) -> None:
+        self._have_head()
+        super().on_headers_complete()
+
+    def _await_head(self) -> None:
+        node: Node = cast(Starlette, self.config.app).state.node
+        self._head_bytes = 0
+        self._head_due = self.loop.call_later(node.settings.stuck_after, self.transport.abort)
+
+    def _have_head(self) -> None:
+        if self._head_due is not None:
+            self._head_due.cancel()
+            self._head_due = None
 
 
 class WebSocketProtocol(WebSocketsSansIOProtocol):
+    """Answers a handshake that cannot be parsed, which uvicorn would leave open without a word."""
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.handshake_exc is not None and not self.handshake_initiated:
+            self.transport.write(b"".join(self.conn.data_to_send()))
+            self.transport.close()
+
     def handle_connect(self, event: Any) -> None:
         super().handle_connect(event)
         if self.handshake_initiated and not self.close_sent:
