@@ -51,7 +51,11 @@ _HERE = "http://127.0.0.1:8000"
 
 def main() -> None:
     """The command `ringcast`."""
-    app(prog_name="ringcast")
+    try:
+        app(prog_name="ringcast")
+    except OSError as error:  # requests and files have errors of their own: this is stdout, on a full disk for one
+        typer.echo(f"ringcast: the output cannot be written: {error.strerror}.", err=True)
+        raise SystemExit(2) from None
 
 
 def _version(asked: bool) -> None:

@@ -123,7 +123,12 @@ class Server(uvicorn.Server):
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         broker = self.settings.broker.partition(":")[0]
-        print(f"ringcast ready {url} node={self.settings.node} broker={broker}", flush=True)
+        try:
+            print(f"ringcast ready {url} node={self.settings.node} broker={broker}", flush=True)
+        except OSError as error:
+            # Whoever started it waits for this line, and would wait for ever.
+            log.error("stdout does not take the ready line: %s", error.strerror)
+            self.exit_code, self.should_exit = 2, True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # Unlike uvicorn's, no signal is raised again at the end: a drained node exits with 0.
