@@ -41,8 +41,9 @@ def json_response(body: Any) -> Response:
     return Response(encode(body), headers={"Cache-Control": "no-store"}, media_type=JSON)
 
 
-async def _refuse(_: Request, error: Exception) -> Response:
+async def _refuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, Problem)
+    request.app.state.node.metrics.refusals[error.code] += 1
     return problem_response(error)
 
 

@@ -23,8 +23,8 @@ AskEach = Callable[[], Mapping[str, float]]
 
 _COUNTERS = (
     ("published", "ringcast_published", "Publishes by result: stored, duplicate, or the code of the refusal", "result"),
-    ("deliveries", "ringcast_deliveries", "Messages handed to a connection's transport", None),
-    ("delivered_bytes", "ringcast_delivered_bytes", "Bytes handed to the connections' transports", None),
+    ("deliveries", "ringcast_deliveries", "Live messages offered to sessions", None),
+    ("delivered_bytes", "ringcast_delivered_bytes", "Bytes written to subscribers; of a WebSocket, characters", None),
     ("replayed", "ringcast_replayed", "Messages delivered from recent messages or the store to catch up", None),
     ("resumes", "ringcast_resumes", "Positions presented, by result: recovered or reset", "result"),
     ("resets", "ringcast_resets", "Resets told, by reason", "reason"),

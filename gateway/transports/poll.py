@@ -102,4 +102,6 @@ def _answer(node: Node, request: Request, session: Session, told_all: bool) -> R
         body["snapshot"] = [message for snapshot in snapshots for message in snapshot]
     body["cursor"] = cursor
     body["more"] = bool(session.outbox or session.behind)
-    return Response(msgspec.json.encode(body), media_type="application/json", headers=headers)
+    answer = msgspec.json.encode(body)
+    node.metrics.delivered_bytes += len(answer)
+    return Response(answer, media_type="application/json", headers=headers)

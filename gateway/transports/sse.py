@@ -101,6 +101,7 @@ class Stream(EventSourceResponse):
             await self._wait()
             while chunk := self._chunk():
                 yield chunk
+                self.node.metrics.delivered_bytes += len(chunk)
                 self.node.sent(self.session)
             self.node.sent(self.session)
 

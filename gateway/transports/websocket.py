@@ -150,7 +150,9 @@ class Connection:
                 self._ready.clear()
                 while items := session.take():
                     for item in items:
-                        await send(item.text)
+                        text = item.text
+                        self.node.metrics.delivered_bytes += len(text)
+                        await send(text)
                     self.node.sent(session)
                 self.node.sent(session)
                 self._drained.set()

@@ -186,6 +186,9 @@ def test_metrics_are_for_api_keys(gateway: Gateway, http: httpx.Client) -> None:
     assert gateway.metric("ringcast_published_total", result="stored") == before + 1
     assert gateway.metric("ringcast_published_total", result="duplicate") == duplicates + 1
     assert gateway.metric("ringcast_publish_seconds_count") >= before + 1
+    refused = gateway.metric("ringcast_refusals_total", code="bad_channel")
+    assert http.post("/v1/publish", json={"channel": "nonsense", "data": 1}).status_code == 400
+    assert gateway.metric("ringcast_refusals_total", code="bad_channel") == refused + 1
     assert gateway.metric("ringcast_broker_connected") == 1
     assert 0 < gateway.metric("ringcast_idempotency_used_bytes") < gateway.metric("ringcast_idempotency_limit_bytes")
 
