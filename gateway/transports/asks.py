@@ -120,7 +120,7 @@ def parse_since(since: str | None) -> int | None:
     now = int(time.time() * 1e6)
     try:
         return max(0, now - int(float(seconds(since)) * 1e6))
-    except ValueError:
+    except (ValueError, OverflowError):  # a duration that is infinite as a float
         pass
     try:
         at = datetime.fromisoformat(since)

@@ -16,7 +16,18 @@ from gateway.message import Control
 from gateway.node import Node
 from gateway.publish import Body, Refusal, drafts
 from gateway.session import Session
-from gateway.transports.asks import BODY, Wanted, ask, asks, check_offset, from_query, parse_since, permit, refusal
+from gateway.transports.asks import (
+    BODY,
+    URL_CURSOR,
+    Wanted,
+    ask,
+    asks,
+    check_offset,
+    from_query,
+    parse_since,
+    permit,
+    refusal,
+)
 
 SUBPROTOCOL = "ringcast.v1"
 MAX_REASON = 120  # bytes of a close frame's reason (RFC 6455, 5.5)
@@ -95,12 +106,14 @@ class Connection:
 
     async def serve(self, identity: Identity | None) -> None:
         """Raises Problem when the connection is refused, before anything was sent."""
+        cursor_limit = BODY
         if identity is None:
             wanted, identity = await self._connect()
         else:
+            cursor_limit = URL_CURSOR
             wanted = from_query(self.websocket.query_params, self.websocket.scope["query_string"].decode("latin-1"))
         self.identity = identity
-        wishes = asks(wanted, identity, self.node.settings)
+        wishes = asks(wanted, identity, self.node.settings, cursor_limit)
         self.session = self.node.session(identity, self._ready.set, welcome=True)
         writer = asyncio.create_task(self._write(), name="websocket writer")
         self.session.on_abort = self.websocket.scope["extensions"].get("ringcast.abort", lambda: writer.cancel())
