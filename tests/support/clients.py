@@ -78,6 +78,8 @@ async def connect(
     except BaseException:
         await client.close()
         raise
+    if cursor is not None:
+        client.positions = decode_cursor(cursor)
     return client
 
 
@@ -92,7 +94,7 @@ class Client(ABC):
         self.wanted = wanted
         self.body = body
         self.headers = headers | ({"Authorization": f"Bearer {token}"} if token else {})
-        self.positions: dict[str, int] = decode_cursor(wanted["cursor"]) if "cursor" in wanted else {}
+        self.positions: dict[str, int] = {}
         self.goodbye: Frame | None = None
         self._first: Frame | None = None
 
@@ -154,6 +156,22 @@ class Client(ABC):
     async def messages(self, count: int, within: float = WITHIN) -> list[Frame]:
         async with asyncio.timeout(within):
             return [await self.message(within) for _ in range(count)]
+
+    async def joined(self, within: float = WITHIN) -> dict[str, int]:
+        """Receive until it was told where it stands; returns the position of each channel.
+
+        For those that present no position: with one, a poll's answer begins with what follows it.
+        """
+        await self.frame("welcome" if self.transport != "poll" else "checkpoint", within=within)
+        return dict(self.positions)
+
+    async def through(self, offset: int, within: float = WITHIN) -> list[Frame]:
+        """The messages and resets up to the message with this offset, others between them passed over."""
+        found: list[Frame] = []
+        async with asyncio.timeout(within):
+            while not found or found[-1]["type"] == "reset" or found[-1]["offset"] != offset:
+                found.append(await self.frame("message", "reset", within=within))
+        return found
 
     async def ended(self, within: float = WITHIN) -> int | None:
         """Receive until the connection ends; returns the reason's code."""
