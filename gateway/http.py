@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from gateway.auth import Authenticator
-from gateway.credentials import address_of, credentials_of
+from gateway.credentials import credentials_of
 from gateway.errors import Problem
 from gateway.identity import Identity
 
@@ -78,9 +78,9 @@ async def identify(request: Request, auth: Authenticator) -> Identity:
 
     Raises Problem: `rate_limited`, `unauthorised` also where nothing is presented, and the others of `authenticate`.
     """
-    address = address_of(request, auth.limits)
-    auth.limits.request(address)
-    identity = await auth.authenticate(credentials_of(request, address))
+    credentials = credentials_of(request, auth.limits)
+    auth.limits.request(credentials.address)
+    identity = await auth.authenticate(credentials)
     if identity is None:
         raise Problem("unauthorised", "Present an API key or a token as `Authorization: Bearer ...`")
     return identity

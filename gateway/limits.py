@@ -78,16 +78,21 @@ class Limits:
         is known for sure where an entry is no address.
         """
         client = _parse(peer)
-        if client is None or forwarded_for is None or not self._trusts(client):
+        if client is None or forwarded_for is None or not self._in_trusted(client):
             return peer
         for entry in reversed(forwarded_for.rsplit(",", MAX_HOPS)[-MAX_HOPS:]):
             hop = _parse(_without_port(entry.strip()))
             if hop is None:
                 break
             client = hop
-            if not self._trusts(client):
+            if not self._in_trusted(client):
                 break
         return str(client)
+
+    def trusts(self, peer: str) -> bool:
+        """Whether `peer` is a trusted proxy, whose X-Forwarded headers are believed."""
+        address = _parse(peer) if self._trusted else None
+        return address is not None and self._in_trusted(address)
 
     def connect(self, address: str) -> None:
         """Count a connection until `disconnect`. Raises Problem("rate_limited") when the address has too many."""
@@ -133,7 +138,7 @@ class Limits:
         """Count a failed login."""
         self._logins.take(_key(address))
 
-    def _trusts(self, address: Address) -> bool:
+    def _in_trusted(self, address: Address) -> bool:
         return any(address in network for network in self._trusted)
 
 

@@ -10,7 +10,7 @@ import msgspec
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from gateway.auth import Credentials, Identity
-from gateway.credentials import address_of, credentials_of
+from gateway.credentials import credentials_of
 from gateway.errors import TOO_LARGE, Problem
 from gateway.message import Control
 from gateway.node import Node
@@ -60,12 +60,11 @@ async def endpoint(websocket: WebSocket) -> None:
     handshake and closing it at once with the table's code.
     """
     node: Node = websocket.app.state.node
-    address = address_of(websocket, node.auth.limits)
-    credentials = credentials_of(websocket, address)
+    credentials = credentials_of(websocket, node.auth.limits)
     refused: Problem | None = None
     identity: Identity | None = None
     try:
-        node.auth.limits.request(address)
+        node.auth.limits.request(credentials.address)
         identity = await node.auth.authenticate(credentials)
     except Problem as problem:
         if problem.code == "forbidden_origin":
@@ -77,7 +76,7 @@ async def endpoint(websocket: WebSocket) -> None:
     try:
         if refused is not None:
             raise refused
-        with node.connection("websocket", address):
+        with node.connection("websocket", credentials.address):
             await Connection(node, websocket, credentials).serve(identity)
     except Problem as problem:
         await _refuse(node, websocket, problem)

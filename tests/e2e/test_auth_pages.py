@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.forge import KEY, signed
 from tests.support.gateway import Gateway
+from tests.support.keys import API_KEY
 from tests.support.knock import APP, SETTINGS, ask, knock
 
 FOREIGN = [
@@ -88,3 +89,31 @@ async def test_a_gateway_without_keys_serves_this_machine_alone() -> None:
                 assert (await ask(http, path, headers)).json()["code"] == "forbidden_origin"
         assert (await knock(gateway))[0] == 200
         assert (await knock(gateway, origin="https://evil.example"))[0] == 403
+
+
+async def test_a_page_behind_a_proxy_that_ends_tls_keeps_its_own_origin() -> None:
+    told = {"X-Forwarded-Proto": "https", "Authorization": f"Bearer {API_KEY}"}
+    async with Gateway(trusted_proxies="127.0.0.0/8") as gateway:
+        page = gateway.url.replace("http:", "https:")  # the proxy passes the Host header on
+        assert (await knock(gateway, headers=told, origin=page))[0] == 200
+        assert (await knock(gateway, headers=told, origin=gateway.url))[0] == 403
+        assert (await knock(gateway, headers=told, origin="https://evil.example"))[0] == 403
+    async with Gateway() as gateway:  # trusts nobody
+        assert (await knock(gateway, headers=told, origin=gateway.url.replace("http:", "https:")))[0] == 403
+
+
+async def test_failed_logins_behind_a_trusted_proxy_are_counted_by_the_client() -> None:
+    async with (
+        Gateway(trusted_proxies="127.0.0.0/8", failed_logins=1) as gateway,
+        httpx.AsyncClient(base_url=gateway.url, trust_env=False) as http,
+    ):
+        for client in ("192.0.2.1", "192.0.2.2"):
+            bad = {"Authorization": "Bearer garbage", "X-Forwarded-For": f"198.51.100.9, {client}"}
+            assert [(await ask(http, "poll", bad)).status_code for _ in range(2)] == [401, 429]
+        good = {"Authorization": f"Bearer {API_KEY}", "X-Forwarded-For": "192.0.2.3"}
+        assert (await ask(http, "poll", good)).status_code in (200, 204)
+
+
+async def test_two_authorization_headers_are_refused(gateway: Gateway, http: httpx.AsyncClient) -> None:
+    twice = [("Authorization", f"Bearer {KEY}"), ("Authorization", f"Bearer {KEY}")]
+    assert (await http.get("/v1/poll", headers=twice, params={"channels": "topic:a", "wait": "0"})).status_code == 401
