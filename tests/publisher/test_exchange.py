@@ -149,3 +149,35 @@ def test_every_message_gets_exactly_one_outcome_whatever_happens(count: int, dat
         else:
             assert isinstance(outcome.error, Unavailable)
             assert outcome.error.id not in stored
+
+
+def test_the_last_try_says_why_it_is_unavailable() -> None:
+    clock = Clock()
+    tries = exchange(1, clock, jitter=0.0, retry=Retry(deadline=5))
+    tries.next()
+    tries.begin(503, {"retry-after": "1"})
+    tries.end()
+    tries.next()
+    tries.cut(ConnectionError("gone"))
+    clock.now += 6
+    assert tries.next() is None
+    [outcome] = tries.outcomes
+    assert isinstance(outcome.error, Unavailable)
+    assert (outcome.error.status, outcome.error.retry_after) == (None, None)
+    assert str(outcome.error) == "not acknowledged after 2 tries (deadline 5 s): gone"
+
+
+def test_an_answer_that_ends_early_is_told_as_such() -> None:
+    clock = Clock()
+    tries = exchange(2, clock, retry=Retry(deadline=5))
+    tries.next()
+    tries.begin(200, {})
+    tries.feed(answer(1, {"id": "id-0", "channel": "topic:0"}) + b"\n")
+    tries.end()
+    clock.now += 6
+    assert tries.next() is None
+    stored, unknown = tries.outcomes
+    assert stored.receipt.id == "id-0"
+    assert isinstance(unknown.error, Unavailable)
+    assert (unknown.error.status, unknown.error.id) == (200, "id-1")
+    assert str(unknown.error).endswith("the gateway's answer ended early")
