@@ -243,5 +243,6 @@ async def test_an_idle_stream_does_not_keep_a_gateway_from_ending() -> None:
         gateway.signal(signal.SIGTERM)
         async with asyncio.timeout(8):
             assert [answer async for answer in answers] == []
-        assert await asyncio.to_thread(gateway.process.wait, 8) == 0
+        await asyncio.to_thread(gateway.process.wait, 8)
+        assert gateway.stop() == 0
         assert not gateway.complaints()
