@@ -161,7 +161,7 @@ class Node:
         asks = list(asks)
         try:
             async with asyncio.timeout(self.settings.open_within):
-                partitions = {self.partition(ask.channel) for ask in asks}
+                partitions = {self.broker.partition(ask.channel) for ask in asks}
                 snapshots: dict[str, Snapshot] = {}
                 await self._follow(partitions)
                 if any(ask.snapshot for ask in asks):
@@ -172,7 +172,7 @@ class Node:
         for ask in asks:  # no await from here on: what is followed stays followed
             if ask.channel not in session.channels:
                 self.hub.join(
-                    session, ask.channel, self.partition(ask.channel), ask.since, quiet=ask.quiet,
+                    session, ask.channel, self.broker.partition(ask.channel), ask.since, quiet=ask.quiet,
                     snapshot=snapshots.get(ask.channel), request=requests.get(ask.channel),
                 )  # fmt: skip
         session.tell_every = min(

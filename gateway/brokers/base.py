@@ -101,6 +101,13 @@ class Broker(Protocol):
     def connected(self) -> bool:
         """Whether the store answers; a node that is not connected is not ready, but stays alive."""
 
+    def partition(self, channel: str) -> int:
+        """The number under which the channel's live messages are subscribed and told.
+
+        Channels of one number share a chain of offsets. It is the channel's partition, unless the store keeps several
+        chains for one.
+        """
+
     async def run(self, events: Events) -> None:
         """Tell `events` what happens, reconnect when needed; ends only by cancellation."""
 
@@ -128,6 +135,9 @@ class Broker(Protocol):
 
     async def snapshot(self, channel: str) -> Snapshot:
         """The channel's key table."""
+
+    async def position_at(self, channel: str, time: int) -> int:
+        """The position before everything stored at or after that time (microseconds since 1970)."""
 
     async def check(self, partitions: Collection[int]) -> None:
         """Compare with the store what this node was told in these partitions, or acknowledged in any; tell gaps."""

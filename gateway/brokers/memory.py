@@ -38,6 +38,9 @@ class MemoryBroker:
             raise Problem("unavailable", "the memory store is not running; try again in a second", retry_after=1)
         return self._chain
 
+    def partition(self, channel: str) -> int:
+        return partition_of(channel, self.store.settings.partitions)
+
     async def run(self, events: Events) -> None:
         self._chain = Chain(events)
         self.store.listeners.append(self.receive)
@@ -90,7 +93,7 @@ class MemoryBroker:
             self.chain.end(partition)
 
     async def publish(self, draft: Draft) -> Receipt:
-        partition = partition_of(draft.channel, self.store.settings.partitions)
+        partition = self.partition(draft.channel)
         known = self.chain.known.get(partition)
         if known is not None and known[1] != self.store.history:
             self._check(partition)  # another store process: what is gone must be told before its place is taken
@@ -104,6 +107,9 @@ class MemoryBroker:
 
     async def snapshot(self, channel: str) -> Snapshot:
         return self.store.snapshot(channel)
+
+    async def position_at(self, channel: str, time: int) -> int:
+        return time  # offsets are times
 
     async def check(self, partitions: Collection[int]) -> None:
         self.drain()
