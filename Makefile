@@ -1,9 +1,11 @@
 # make demo   the gateway, the demo's backend and its page; prints the address to open
 # make test   every test, from nothing: makes .venv, installs, then runs (a file or folder: make test T=tests/unit)
 # make check  ruff and mypy
-# Another Python than `python3`: make test PYTHON=python3.13
+# The Python is the first that is new enough; another one: make test PYTHON=/opt/python3.13/bin/python3
 
-PYTHON ?= python3
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for each in python3 python3.13 python3.12 python3.11; do \
+	$$each -c '$(NEW_ENOUGH)' 2>/dev/null && echo $$each && break; done)
 BIN := .venv/bin
 T ?= tests
 WORKERS ?= 2
@@ -27,7 +29,7 @@ clean:
 
 # Stamps: what is in .venv is as new as pyproject.toml, so a second run installs nothing.
 .venv/made:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	@test -n '$(PYTHON)' && $(PYTHON) -c '$(NEW_ENOUGH)' \
 		|| { echo "Ringcast needs Python 3.11 or later; name one with: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || .ci/debian python3-venv
 	$(PYTHON) -m venv .venv

@@ -20,7 +20,7 @@ def _version() -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", said))
 
 
-@pytest.mark.skipif(_version() < NEEDED, reason="there is no node 20.19 or newer; the tests in a real browser run anyway")
+@pytest.mark.skipif(_version() < NEEDED, reason="there is no node 20.19 or newer; a real browser is tested anyway")
 @pytest.mark.parametrize("file", TESTS, ids=lambda file: file.name)
 def test_the_javascript_passes_its_own_tests(file: Path) -> None:
     command = ["node", "--no-warnings", "--test", "--test-reporter=tap", str(file)]
