@@ -250,4 +250,4 @@ $("theme").addEventListener("click", () => {
 });
 $("curl").textContent = session.curl;
 
-connect("auto");
+connect(document.querySelector("#transports input:checked").value); // a reloaded page keeps the choice

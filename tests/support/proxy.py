@@ -7,7 +7,7 @@ is read, and `Connection: close` is asked for unless it is an upgrade, so that e
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
@@ -29,6 +29,7 @@ class Proxy:
         self._blocked: dict[str, int] = {}
         self._stalled: set[str] = set()
         self._buffered: set[str] = set()
+        self._patience: dict[str, float] = {}
         self._server: asyncio.Server | None = None
         self._writers: dict[asyncio.StreamWriter, str] = {}  # every open connection, and its path
 
@@ -48,8 +49,13 @@ class Proxy:
         """Pass on the head of an answer, hold back its body: what a buffering proxy does to an event stream."""
         self._buffered.add(path)
 
+    def limit(self, path: str, seconds: float) -> None:
+        """Answer 504 where the gateway has not begun to answer a request of this path within `seconds`."""
+        self._patience[path] = seconds
+
     def heal(self, path: str) -> None:
         """Let this path be, from the next request on."""
+        self._patience.pop(path, None)
         self._blocked.pop(path, None)
         self._stalled.discard(path)
         self._buffered.discard(path)
@@ -121,6 +127,15 @@ class Proxy:
         self._writers[upstream] = path
         try:
             upstream.write("\r\n".join([line, *fields, "", ""]).encode("latin-1"))
+            limit = _match(self._patience, path)
+            if limit is not None:
+                try:
+                    async with asyncio.timeout(self._patience[limit]):
+                        writer.write(await upstream_reader.readuntil(b"\r\n"))
+                except TimeoutError:
+                    writer.write(b"HTTP/1.1 504 Gateway Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                    await writer.drain()
+                    return
             await self._relay(reader, writer, upstream_reader, upstream, _match(self._buffered, path) is not None)
         finally:
             self._writers.pop(upstream, None)
@@ -151,5 +166,5 @@ async def _pump(source: asyncio.StreamReader, write: Callable[[bytes], None], si
         await sink.drain()
 
 
-def _match(paths: dict[str, int] | set[str], path: str) -> str | None:
+def _match(paths: Iterable[str], path: str) -> str | None:
     return next((prefix for prefix in paths if path.startswith(prefix)), None)

@@ -217,7 +217,7 @@ export class Line {
 
   #blocked(link, { unreachable, reason }) {
     this.#strikes += 1;
-    if (this.#worked.has(link.transport) && this.#strikes < 2) {
+    if (!link.opened && this.#worked.has(link.transport) && this.#strikes < 2) {
       this.#later({ reason }); // it did work here, so the network or the gateway is more likely to be away
       return;
     }
