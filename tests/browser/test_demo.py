@@ -37,7 +37,7 @@ async def running(port: int, gateway_port: int) -> AsyncIterator[Demo]:
         assert process.stdout is not None
         async with asyncio.timeout(30):
             text = await process.stdout.readuntil(b"Ctrl-C")
-        page, gateway = re.findall(r"http://127\.0\.0\.1:\d+", text.decode())
+        page, gateway = dict.fromkeys(re.findall(r"http://127\.0\.0\.1:\d+", text.decode()))
         yield Demo(process, page, gateway)
     finally:
         if process.returncode is None:
