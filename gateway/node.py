@@ -140,6 +140,8 @@ class Node:
         """Let the session live as long as these credentials."""
         now = asyncio.get_running_loop().time()
         session.expires_at = None if identity.expires is None else now + identity.expires - time.time()
+        if session in self.hub.sessions:
+            self._schedule(session)  # the new ones may end sooner than it was to be looked at
 
     def partition(self, channel: str) -> int:
         return partition_of(channel, self.settings.partitions)

@@ -7,6 +7,8 @@ import logging
 import resource
 import signal
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, cast
 
@@ -109,6 +111,7 @@ class Server(uvicorn.Server):
         self.node.on_death = self._died
         self.exit_code = 0
         self._hurry = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def _died(self) -> None:
         self.exit_code = 1
@@ -116,6 +119,7 @@ class Server(uvicorn.Server):
         self._hurry.set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         if self.should_exit:
             self.exit_code = 1
@@ -131,10 +135,19 @@ class Server(uvicorn.Server):
             self.exit_code, self.should_exit = 2, True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        # Unlike uvicorn's, no signal is raised again at the end: a drained node exits with 0.
-        if self.should_exit or sig == signal.SIGINT:
-            asyncio.get_running_loop().call_soon_threadsafe(self._hurry.set)
+        if self._loop is not None and not self._loop.is_closed() and (self.should_exit or sig == signal.SIGINT):
+            self._loop.call_soon_threadsafe(self._hurry.set)
         self.should_exit = True
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """For good: unlike uvicorn's, no signal is raised again at the end, and none that comes late kills a node that
+        is about to exit with 0."""
+        for sig in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(sig, self.handle_exit)
+        yield
+        for sig in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(sig, signal.SIG_IGN)  # the interpreter's own end would restore any other handler
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Be unready, go on serving while others learn of it, say goodbye, let requests finish, end."""

@@ -115,7 +115,7 @@ class Gateway:
         """End it as the kernel's OOM killer would."""
         if self._process is not None:
             self._process.kill()
-            self._ended(10)
+            self.ended(10)
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
@@ -124,9 +124,10 @@ class Gateway:
         """Ask it to end (SIGTERM) and wait until it has; returns its exit code."""
         if self.process.poll() is None:
             self.process.terminate()
-        return self._ended(within)
+        return self.ended(within)
 
-    def _ended(self, within: float) -> int:
+    def ended(self, within: float = 15.0) -> int:
+        """Wait until it has ended; returns its exit code."""
         try:
             code = self.process.wait(within)
         except subprocess.TimeoutExpired:
