@@ -125,7 +125,8 @@ def _curl(base: str) -> str:
     return (
         f"curl {base}demo/publish \\\n"
         "  -H 'Content-Type: application/json' \\\n"
-        f"""  -d '{{"channel": "user:{USER}", "event": "note",\n       "data": {{"text": "Hello from curl"}}}}'"""
+        f"""  -d '{{"channel": "user:{USER}",\n       "event": "note",\n"""
+        """       "data": {"text": "Hello from curl"}}'"""
     )
 
 

@@ -55,7 +55,7 @@ function showState({ state, transport, retryIn, code, reason }) {
   pill.dataset.state = state;
   pill.dataset.transport = transport ?? "";
   pill.dataset.code = code ?? "";
-  const why = reason ? ` (${code ? `${code}: ` : ""}${reason})` : "";
+  const why = reason ? `: ${reason}${code ? ` [${code}]` : ""}` : "";
   const [title, line] = {
     connecting: ["Connecting", `Trying ${NAMES[transport] ?? "to connect"} …`],
     open: [NAMES[transport], `Connected over <b>${NAMES[transport]}</b>. Everything published arrives here, in order.`],
@@ -113,22 +113,30 @@ function showMessage(message) {
   $("count").textContent = String(count);
 }
 
+let gap = null; // the newest reset that is shown: {channels, reason, at, body}
+
+/** Resets that come together are one line: a gateway that began anew tells one for each channel. */
 function showReset({ channel, reason }) {
   if (away) {
     away.gap = true;
     showCatchUp();
   }
-  const why = {
-    unknown: "the gateway does not know this position: it began anew",
-    lost: "the gateway began anew, or lost part of its store",
-    trimmed: "you were away for longer than messages are kept",
-  }[reason];
-  const badge = picture(ICONS.gap);
-  const body = element("div", { className: "text" }, `Messages of ${channel} may be missing`);
-  const meta = element("div", { className: "meta" }, why ?? reason);
-  const now = new Date(Date.now() + skew);
-  add({ className: "reset" }, now, badge, body, clock(now), meta);
   log(`Reset of ${channel}: ${reason}`);
+  if (gap?.reason === reason && Date.now() - gap.at < 1000) {
+    gap.channels.push(channel);
+  } else {
+    const why = {
+      unknown: "The gateway does not know this position: it began anew.",
+      lost: "The gateway began anew, or lost part of its store.",
+      trimmed: "You were away for longer than messages are kept.",
+    }[reason];
+    const now = new Date(Date.now() + skew);
+    gap = { channels: [channel], reason, at: Date.now(), body: element("div", { className: "text" }) };
+    const meta = element("div", { className: "meta" }, why ?? reason);
+    add({ className: "reset" }, now, picture(ICONS.gap), gap.body, clock(now), meta);
+  }
+  const names = new Intl.ListFormat("en").format(gap.channels);
+  gap.body.replaceChildren(element("strong", {}, "There may be a gap"), ` in ${names}`);
 }
 
 let resumedAt = 0;
@@ -137,11 +145,12 @@ function showCatchUp(now) {
   $("catch-up").hidden = false;
   $("catch-up").dataset.recovered = String(recovered);
   $("catch-up").classList.toggle("gap", gap);
-  $("recovered").textContent = recovered === 1 ? "1 message recovered" : `${recovered} messages recovered`;
+  const many = recovered === 1 ? "1 message recovered" : `${recovered} messages recovered`;
+  $("recovered").textContent = gap ? `${many}, and a gap` : many;
   const seconds = ((away.opened - away.since) / 1000).toFixed(1);
   const took = now && resumedAt ? `, ${Math.max(1, Math.round(now - resumedAt))} ms after reconnecting` : "";
   $("recovered-note").textContent = gap
-    ? "The gateway told of a gap: a reset, never silence."
+    ? "What may be missing is told by a reset, never by silence."
     : `Published during ${seconds} s without a line${took}. None lost, none twice.`;
 }
 

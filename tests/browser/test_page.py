@@ -154,7 +154,10 @@ async def test_the_page_fits_a_phone_and_the_dark(visit: Visits, page_url: str) 
     await here.status("open")
     await here.page.click("#burst")
     await here.shows(5)
+    await here.page.click("summary")
     assert await here.page.evaluate("document.documentElement.scrollWidth") == 360
+    outside = "all => all.filter(one => one.getBoundingClientRect().right > 360 - 12).length"
+    assert await here.page.eval_on_selector_all("section, section > *, form > *, pre", outside) == 0
     ground = await here.page.evaluate("getComputedStyle(document.body).backgroundColor")
     await here.page.click("#theme")
     assert await here.page.evaluate("getComputedStyle(document.body).backgroundColor") != ground

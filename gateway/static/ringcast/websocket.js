@@ -39,6 +39,11 @@ export class WebSocketLink {
       clearTimeout(this.#timer);
       this.#timer = setTimeout(() => end({ blocked: true, reason }), milliseconds);
     };
+    if (!query && !desk.token) {
+      // With a cookie the handshake has to say everything, for only a token can be sent in a frame.
+      queueMicrotask(() => end({ blocked: true, reason: "the cursor is too long for a handshake" }));
+      return;
+    }
     try {
       this.#socket = new WebSocket(url, protocols);
     } catch (error) {
