@@ -1,12 +1,14 @@
 /** The demo's page: what it shows is what `ringcast.js`, served by the gateway, tells it. */
 
 const $ = (id) => document.getElementById(id);
+const asked = Date.now();
 const session = await post("/demo/session", {});
+// Messages carry the server's time. The answer does too, and came somewhere between these two moments of ours.
+const ahead = { least: Date.parse(session.now) - Date.now(), most: Date.parse(session.now) - asked };
 const { Ringcast } = await import(`${session.gateway}/static/ringcast.js`);
 
 const NAMES = { websocket: "WebSocket", sse: "server-sent events", longpoll: "long polling", poll: "polling" };
 const SHOWN = 200; // notifications kept in the list
-const skew = Date.parse(session.now) - Date.now(); // messages carry the server's time
 
 /** Drawn in a box of 24 by 24, by the name that a notification gives as its `icon`. */
 const ICONS = {
@@ -93,7 +95,8 @@ function setLine(html) {
 
 function showMessage(message) {
   const time = new Date(message.time);
-  const recovered = Boolean(away?.opened) && time - skew <= away.opened && time - skew >= away.since;
+  // Published while the line was down, as exactly as the two clocks can be compared.
+  const recovered = Boolean(away?.opened) && time - ahead.most <= away.opened && time - ahead.least >= away.since;
   if (recovered) {
     away.recovered += 1;
     showCatchUp(performance.now());
@@ -130,7 +133,7 @@ function showReset({ channel, reason }) {
       lost: "The gateway began anew, or lost part of its store.",
       trimmed: "You were away for longer than messages are kept.",
     }[reason];
-    const now = new Date(Date.now() + skew);
+    const now = new Date(Date.now() + ahead.least);
     gap = { channels: [channel], reason, at: Date.now(), body: element("div", { className: "text" }) };
     const meta = element("div", { className: "meta" }, why ?? reason);
     add({ className: "reset" }, now, picture(ICONS.gap), gap.body, clock(now), meta);
