@@ -66,9 +66,11 @@ class FaultyServer:
         self.url = url
         self.requests: list[Request] = []
         self.asked = asyncio.Event()  # a request has come
+        self.writers: set[asyncio.StreamWriter] = set()
         self._script = script
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.writers.add(writer)
         try:
             while (request := await _read(reader)) is not None:
                 self.requests.append(request)
@@ -78,6 +80,7 @@ class FaultyServer:
                 if not await _answer(reply, reader, writer):
                     return
         finally:
+            self.writers.discard(writer)
             writer.close()
 
 
@@ -110,4 +113,8 @@ async def faulty(*script: Reply | Callable[[Request], Reply]) -> AsyncIterator[F
     listener = await asyncio.start_server(server.handle, "127.0.0.1", 0)
     server.url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
     async with listener:
-        yield server
+        try:
+            yield server
+        finally:
+            for writer in server.writers:
+                writer.close()  # from 3.12 on a server's end waits for its connections
