@@ -20,9 +20,9 @@ def data(frames: list[Frame]) -> list[Any]:
 
 
 async def test_messages_come_in_the_order_of_their_offsets(gateway: Gateway, transport: str) -> None:
-    async with await connect(transport, gateway.url, ANN, channels=["topic:order"]) as client:
+    async with await connect(transport, gateway.url, ANN, channels=["deep:order"]) as client:
         await client.joined()
-        offsets = await publish(gateway, "topic:order", range(3000))
+        offsets = await publish(gateway, "deep:order", range(3000))
         assert offsets == sorted(set(offsets))
         frames = await client.through(offsets[-1])
     assert [frame["offset"] for frame in frames] == offsets
