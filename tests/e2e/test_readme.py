@@ -1,7 +1,7 @@
 """The README is true: its commands are typed as they stand, into a clean copy of the project, in the order of the page.
 
     bash demo         runs until the end, in a terminal of its own; what it prints to paste is pasted
-    bash listening    runs until the end, in a second one
+    bash listening    runs until the end, in a second one; `bash serving` likewise
     bash, python      run to the end, in a third one
     js                runs in a page of Chromium
 """
@@ -25,7 +25,7 @@ import pytest
 from playwright.sync_api import sync_playwright
 
 from gateway.settings import load
-from tests.support.gateway import ROOT
+from tests.support.gateway import ROOT, free_port
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```([^\n]*)\n(.*?)^```$", README, re.M | re.S)
@@ -52,7 +52,7 @@ class Terminal:
         end = time.monotonic() + within
         with selectors.DefaultSelector() as selector:
             selector.register(self.process.stdout, selectors.EVENT_READ)
-            while not (found := re.search(pattern, self.printed)):
+            while not (found := re.search(pattern, self.printed, re.M)):
                 assert selector.select(max(0.0, end - time.monotonic())), f"no {pattern!r} in:\n{self.printed}"
                 chunk = os.read(self.process.stdout.fileno(), 65536)
                 assert chunk, f"it ended without {pattern!r}:\n{self.printed}"
@@ -114,7 +114,7 @@ def run(command: str, cwd: Path, env: dict[str, str]) -> str:
 
 def test_the_walk_through_works_as_it_is_written(clone: Path, demo: dict[str, str]) -> None:
     (listen,) = blocks("bash listening")
-    publish, poll, away, resume, *_ = blocks("bash")
+    publish, poll, away, resume = blocks("bash")
     second = Terminal(listen, clone, demo)
     try:
         second.until(r"\nid: \S+\n", 20)  # it has its first checkpoint: from here on nothing is lost
@@ -170,6 +170,16 @@ def test_the_browser_example_receives(clone: Path, demo: dict[str, str]) -> None
         browser.close()
 
 
+def test_serving_others_takes_no_more_than_it_says(clone: Path, demo: dict[str, str]) -> None:
+    (command,) = blocks("bash serving")
+    alone = {name: value for name, value in demo.items() if not name.startswith("RINGCAST_")}
+    terminal = Terminal(command.replace("9000", str(free_port())), clone, alone)
+    try:
+        terminal.until(r"^ringcast ready http://0\.0\.0\.0:\d+ node=\S+ broker=memory$", 30)
+    finally:
+        assert terminal.interrupt() == 0, terminal.printed
+
+
 def test_the_example_of_a_configuration_is_one(tmp_path: Path) -> None:
     (example,) = blocks("toml")
     assert tomllib.loads(example)
@@ -185,6 +195,7 @@ def test_every_link_leads_somewhere() -> None:
 
 
 def test_every_example_is_run() -> None:
-    known = {"bash demo", "bash listening", "bash", "python", "toml", "text", "js"}
-    assert {info for info, _ in BLOCKS} <= known
-    assert len(blocks("bash")) == 5  # the last is how to install it elsewhere
+    assert {info for info, _ in BLOCKS} == {
+        "bash demo", "bash listening", "bash serving", "bash", "python", "toml", "text", "js",
+    }  # fmt: skip
+    assert len(blocks("bash")) == 4
