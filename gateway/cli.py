@@ -60,7 +60,10 @@ def main() -> None:
 
 def _version(asked: bool) -> None:
     if asked:
-        typer.echo(f"ringcast {metadata.version('ringcast')}")
+        try:
+            typer.echo(f"ringcast {metadata.version('ringcast')}")
+        except metadata.PackageNotFoundError:
+            typer.echo("ringcast, from a source tree that is not installed")
         raise typer.Exit
 
 

@@ -357,6 +357,24 @@ def test_help_is_help(arguments: list[str]) -> None:
     assert "geheim" not in done.stdout
 
 
+def test_version_is_told_installed_or_not() -> None:
+    done = ringcast("--version")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("ringcast")
+
+
+@pytest.mark.parametrize("flags", [(), ("--json",)])
+def test_a_reader_of_its_output_may_go(gateway: Gateway, flags: tuple[str, ...]) -> None:
+    news = topic()
+    gateway.publish(news, 1)
+    with Running("listen", news, "--since", "earliest", *flags, **client(gateway)) as listening:
+        listening.line()
+        listening.close_stdout()
+        gateway.publish(news, 2)
+        assert listening.end() == 1
+        assert "Broken" not in listening.said["err"]
+
+
 @pytest.mark.parametrize("module", ["typer", "rich"])
 def test_without_the_whole_installation_it_says_what_to_install(module: str) -> None:
     code = f"import sys; sys.modules[{module!r}] = None; from gateway.cli import main; main()"

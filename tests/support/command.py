@@ -73,12 +73,18 @@ class Running:
                 self._unread[name] += data
                 self.said[name] += data.decode()
 
+    def close_stdout(self) -> None:
+        """Read it no more, as `head` does after its last line."""
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+            self._process.stdout = None
+
     def end(self, number: signal.Signals | None = None) -> int:
         """Wait until it has ended, after a signal where one is given; returns its exit code."""
         if number is not None:
             self._process.send_signal(number)
         out, err = self._process.communicate(timeout=WITHIN)
-        self.said["out"] += out.decode()
+        self.said["out"] += (out or b"").decode()
         self.said["err"] += err.decode()
         assert "Traceback" not in self.said["err"], self.said["err"]
         return self._process.returncode
