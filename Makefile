@@ -44,6 +44,7 @@ clean:
 	$(BIN)/python -m pip install --quiet --editable '.[gateway]' --group dev
 	@touch $@ .venv/gateway
 
-.venv/browser: .venv/made
+.venv/browser: .venv/dev
 	@command -v chromium >/dev/null || .ci/debian chromium
+	@$(BIN)/playwright --version >/dev/null 2>&1 || .ci/debian libatomic1  # which its driver, a Node.js, is linked to
 	@touch $@
