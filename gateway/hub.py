@@ -34,7 +34,7 @@ class Hub:
         self.partitions: dict[int, Partition] = {}
         self.channels: dict[str, Channel] = {}
         self.sessions: set[Session] = set()
-        self.recent = Recent(settings.recent_bytes)
+        self.recent = Recent(min(settings.recent_bytes, settings.memory_budget // 2))  # the rest is the outboxes'
         self.budget = Budget(settings.memory_budget)
         self._waiting: dict[tuple[str, int], list[Session]] = {}
 
@@ -184,7 +184,7 @@ class Hub:
             self._ask(session, channel, behind)
             return False
         for message in self.recent.after(channel, behind.since):
-            if not session.offer(message):
+            if self._tight(session) or not session.offer(message):
                 return self._wait_for_room(session)
             behind.since = message.offset
             self.metrics.replayed += 1
@@ -276,7 +276,7 @@ class Hub:
             session.offer(Control("reset", channel.name, reason=page.reason, offset=page.start))
         behind.proved, behind.quiet = True, False
         for message in page.messages:
-            if not session.offer(message):
+            if self._tight(session) or not session.offer(message):
                 return self._wait_for_room(session)
             behind.since = message.offset
             self.metrics.replayed += 1
@@ -284,6 +284,14 @@ class Hub:
         return True
 
     # ---------------------------------------------------------------- bounds
+
+    def _tight(self, session: Session) -> bool:
+        """Whether the budget allows no more than one replayed message: what is live is not to suffer for it."""
+        return bool(session.outbox) and self.budget.used > self._share(7)
+
+    def _share(self, eighths: int) -> int:
+        """So much of what the outboxes may use."""
+        return (self.budget.limit - self.recent.bytes) * eighths // 8
 
     def _lag(self, session: Session) -> None:
         """Queue no more for a session whose outbox is full: all it follows stays where it stands."""
@@ -298,14 +306,12 @@ class Hub:
 
         What was taken already cannot be given back; where that alone is too much, the largest are cut off.
         """
-        limit = self.budget.limit - self.recent.bytes
-        target = limit * 7 // 8
         for session in sorted(self.sessions, key=lambda s: s.queued, reverse=True):
-            if self.budget.used <= target or not session.outbox:
+            if self.budget.used <= self._share(7) or not session.outbox:
                 break
             self._recall(session)
         for session in sorted(self.sessions, key=lambda s: s.flying, reverse=True):
-            if self.budget.used <= limit:
+            if self.budget.used <= self._share(8):
                 break
             self.metrics.closes[TOO_SLOW] += 1
             session.on_abort()

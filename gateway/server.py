@@ -24,6 +24,8 @@ from gateway.settings import ConfigError, Settings
 log = logging.getLogger("ringcast.server")
 
 BACKLOG = 4096
+WRITE_BUFFER = 16 << 10  # bytes that a connection holds unseen by the budget; with more, whoever writes waits
+UNSENT = 64 << 10  # bytes in the kernel beyond what is on its way; it would take megabytes, and pings wait behind them
 LARGEST_FRAME = 1 << 20  # bytes; beyond it the connection fails by RFC 6455's 1009, below it we say why
 LARGEST_HEAD = 64 << 10  # bytes of a request's head that has not ended yet
 HEAD_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
@@ -32,65 +34,39 @@ LAST_REQUESTS = 10  # seconds that requests under way have for finishing
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """Bounds the head of a request, which uvicorn lets grow, and take, as long as the client likes.
+    """Tells the application how to cut this connection and when what it wrote has left.
 
-    Also tells the application how to cut this connection: closing would wait for the peer to take what was sent.
+    Closing would wait for the peer to take what was sent.
     """
-
-    _head_bytes = 0
-    _head_due: asyncio.TimerHandle | None = None  # set from the connection's or a request's beginning to its head's end
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._await_head()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._have_head()
-        super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self._head_due is not None and not self.transport.is_closing():
-            self._head_bytes += len(data)
-            if self._head_bytes > LARGEST_HEAD:
-                self.transport.write(HEAD_TOO_LARGE)
-                self.transport.close()
+        transport.set_write_buffer_limits(high=WRITE_BUFFER)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope["extensions"] = {"ringcast.abort": self.transport.abort}  # type: ignore[dict-item]
-        if self._head_due is None:
-            self._await_head()
-
-    def on_headers_complete(self) -> None:
-        self._have_head()
-        super().on_headers_complete()
-
-    def _await_head(self) -> None:
-        node: Node = cast(Starlette, self.config.app).state.node
-        self._head_bytes = 0
-        self._head_due = self.loop.call_later(node.settings.stuck_after, self.transport.abort)
-
-    def _have_head(self) -> None:
-        if self._head_due is not None:
-            self._head_due.cancel()
-            self._head_due = None
+        extensions = {"ringcast.abort": self.transport.abort, "ringcast.drained": self.flow.drain}
+        self.scope["extensions"] = extensions  # type: ignore[typeddict-item]
 
 
 class WebSocketProtocol(WebSocketsSansIOProtocol):
-    """Answers a handshake that cannot be parsed, which uvicorn would leave open without a word."""
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self.conn.handshake_exc is not None and not self.handshake_initiated:
-            self.transport.write(b"".join(self.conn.data_to_send()))
-            self.transport.close()
+    """The same for WebSockets; and a peer that has much to read yet is not taken for dead."""
 
     def handle_connect(self, event: Any) -> None:
         super().handle_connect(event)
         if self.handshake_initiated and not self.close_sent:
             extensions = cast("dict[str, Any]", self.scope["extensions"])
             extensions["ringcast.abort"] = self.transport.abort
+            extensions["ringcast.drained"] = self.writable.wait
+
+    def keepalive_timeout(self) -> None:
+        if self.read_paused or self.transport.get_write_buffer_size():
+            # The ping is still behind what the peer has to read, or its pong behind what we do not read before the
+            # peer does. Whether it is stuck is for its session to say.
+            self.pong_timer = None
+            self.schedule_ping()
+        else:
+            super().keepalive_timeout()
 
 
 class Server(uvicorn.Server):
@@ -101,7 +77,7 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 app, http=HttpProtocol, ws=WebSocketProtocol, lifespan="on", log_config=None, access_log=False,
                 server_header=False, ws_per_message_deflate=False, ws_max_size=LARGEST_FRAME,
-                ws_ping_interval=settings.heartbeat, ws_ping_timeout=settings.heartbeat,
+                ws_ping_interval=settings.heartbeat, ws_ping_timeout=2 * settings.heartbeat,
                 timeout_keep_alive=KEEP_ALIVE, timeout_graceful_shutdown=LAST_REQUESTS, backlog=BACKLOG,
                 proxy_headers=False,  # X-Forwarded-For is read with trusted_proxies, by ourselves
             )
@@ -193,9 +169,11 @@ def _listen(settings: Settings) -> socket.socket:
         why = error.strerror or str(error)
         detail = f"cannot listen on {settings.host} port {settings.port}: {why}; choose another --port"
         raise ConfigError(detail) from None
-    # Accepted connections inherit it: a peer that is gone, or takes nothing, is given up by the kernel too.
-    patience = 1000 * max(2 * settings.heartbeat, settings.stuck_after)
+    # Accepted connections inherit it: a peer that is gone is given up by the kernel too. So is one that takes nothing,
+    # though it answers: we are to notice that first, and to say so.
+    patience = 1000 * (2 * settings.heartbeat + settings.stuck_after)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(patience))
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT)
     return listener
 
 

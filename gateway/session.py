@@ -12,6 +12,8 @@ from gateway.recent import Channel
 
 Item = Message | Control
 
+BATCH = 16 << 10  # bytes that a transport takes at a time; what it has taken cannot be given back
+
 
 class Budget:
     """What the outboxes of the process may hold together, in bytes."""
@@ -94,7 +96,7 @@ class Session:
         self.budget.used += size
         return True
 
-    def take(self, limit: int = 64 << 10) -> list[Item]:
+    def take(self, limit: int = BATCH) -> list[Item]:
         """What is to be written next, in order: about `limit` bytes at most, one item at least when there is one."""
         taken: list[Item] = []
         size = 0

@@ -21,6 +21,7 @@ from gateway.message import Control, Message, encode_cursor
 from gateway.node import Ask, Node
 from gateway.session import Session
 from gateway.transports.asks import BODY, URL_CURSOR, Wanted, asks, from_json, from_query
+from gateway.transports.wire import abort_of, drained_of
 
 AppStatus.enable_automatic_graceful_drain = False  # the node ends its streams itself, with a goodbye
 
@@ -87,7 +88,8 @@ class Stream(EventSourceResponse):
             raise
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.session.on_abort = scope.get("extensions", {}).get("ringcast.abort", self.session.on_abort)
+        self.session.on_abort = abort_of(scope, self.session.on_abort)
+        self._drained = drained_of(scope)
         with self._held:
             await super().__call__(scope, receive, send)
 
@@ -101,6 +103,7 @@ class Stream(EventSourceResponse):
             await self._wait()
             while chunk := self._chunk():
                 yield chunk
+                await self._drained()
                 self.node.metrics.delivered_bytes += len(chunk)
                 self.node.sent(self.session)
             self.node.sent(self.session)

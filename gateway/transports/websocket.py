@@ -28,6 +28,7 @@ from gateway.transports.asks import (
     permit,
     refusal,
 )
+from gateway.transports.wire import abort_of, drained_of
 
 SUBPROTOCOL = "ringcast.v1"
 MAX_REASON = 120  # bytes of a close frame's reason (RFC 6455, 5.5)
@@ -115,7 +116,7 @@ class Connection:
         wishes = asks(wanted, identity, self.node.settings, cursor_limit)
         self.session = self.node.session(identity, self._ready.set, welcome=True)
         writer = asyncio.create_task(self._write(), name="websocket writer")
-        self.session.on_abort = self.websocket.scope["extensions"].get("ringcast.abort", lambda: writer.cancel())
+        self.session.on_abort = abort_of(self.websocket.scope, writer.cancel)
         try:
             await self.node.open(self.session, wishes)
             reader = asyncio.ensure_future(self._read())
@@ -156,6 +157,7 @@ class Connection:
     async def _write(self) -> None:
         """Everything the session has goes out, in order; then, once it is to end, the close frame."""
         session, send = self.session, self.websocket.send_text
+        drained = drained_of(self.websocket.scope)
         try:
             while True:
                 await self._ready.wait()
@@ -165,6 +167,7 @@ class Connection:
                         text = item.text
                         self.node.metrics.delivered_bytes += len(text)
                         await send(text)
+                    await drained()
                     self.node.sent(session)
                 self.node.sent(session)
                 self._drained.set()
