@@ -28,7 +28,7 @@ keyed = true
 
 @pytest.fixture(scope="module")
 def gateway_settings() -> dict[str, Any]:
-    return {"heartbeat": "500ms", "linger": "100ms", "toml": CHANNELS}
+    return {"heartbeat": "1s", "linger": "100ms", "toml": CHANNELS}
 
 
 @pytest.fixture(params=TRANSPORTS)

@@ -1,0 +1,128 @@
+"""Very many subscribers that stop reading at once: within the process's budget, and gone when they stay stuck."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.gateway import Gateway
+from tests.support.keys import token
+from tests.support.publishing import publish
+from tests.support.raw import RawStream
+
+ANN = token("ann", ["*"])
+STOPPED, MESSAGES = 1000, 2000
+KIBIBYTE = {"text": "x" * 1000}
+SMALL = 4096  # bytes in the kernel for a reader that stops
+MIB = 1 << 20
+BUDGET = 24 * MIB
+CONNECTION = 64 << 10  # bytes: its objects, and what the transport holds of it
+
+
+@pytest.fixture(params=["websocket", "sse"])
+def transport(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def resident(gateway: Gateway) -> int:
+    """The bytes of memory that its process has."""
+    status = Path(f"/proc/{gateway.process.pid}/status").read_text()
+    return next(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmRSS:"))
+
+
+def descriptors(gateway: Gateway) -> int:
+    return len(list(Path(f"/proc/{gateway.process.pid}/fd").iterdir()))
+
+
+async def open_readers(gateway: Gateway, transport: str, channel: str, count: int) -> list[RawStream]:
+    """Connections whose client reads its welcome and nothing more."""
+    readers: list[RawStream] = []
+    for _ in range(0, count, 50):
+        readers += await asyncio.gather(
+            *(RawStream.open(transport, gateway.url, ANN, channel, receive_buffer=SMALL) for _ in range(min(50, count)))
+        )
+    for reader in readers:
+        reader.transport.pause_reading()
+    return readers
+
+
+async def test_a_thousand_stopped_readers_stay_within_the_budget(transport: str) -> None:
+    channel = "feed:a"
+    toml = "[channels.feed]\nhistory_size = 5000"
+    with Gateway(memory_budget=BUDGET, recent_bytes="4MiB", heartbeat="60s", toml=toml) as gateway:
+        before = resident(gateway)
+        healthy = await RawStream.open(transport, gateway.url, ANN, channel)
+        readers = await open_readers(gateway, transport, channel, STOPPED)
+        published: list[int] = []
+        used: list[float] = []
+        for _ in range(10):
+            published += await publish(gateway, channel, [KIBIBYTE] * (MESSAGES // 10))
+            await healthy.reach(published[-1])
+            used.append(gateway.metric("ringcast_budget_used_bytes"))
+        grown = resident(gateway) - before
+        assert max(used) <= BUDGET
+        # The outboxes, the log, and of each connection its own objects and what the transport holds of it.
+        assert grown < BUDGET + 4096 * len(published) + STOPPED * CONNECTION
+        assert gateway.metric("ringcast_lagging_sessions") == STOPPED, "nobody had to go"
+        for reader in readers[::50]:  # back again, they have missed nothing
+            reader.transport.resume_reading()
+        for reader in readers[::50]:
+            await reader.reach(published[-1])
+            assert reader.seen == published
+        assert healthy.seen == published
+        for reader in [healthy, *readers]:
+            await reader.close()
+
+
+async def behind_by_much(gateway: Gateway, transport: str) -> tuple[RawStream, list[int]]:
+    """A reader that has stopped, and more messages than the kernel takes for it, which another one has received."""
+    (reader,) = await open_readers(gateway, transport, "deep:a", 1)
+    async with await RawStream.open(transport, gateway.url, ANN, "deep:a") as healthy:
+        published = await publish(gateway, "deep:a", [KIBIBYTE] * 8000)
+        await healthy.reach(published[-1])
+        assert healthy.seen == published
+    return reader, published
+
+
+IMPATIENT: dict[str, Any] = {
+    "heartbeat": "2s", "stuck_after": "3s",
+    "toml": "[channels.deep]\nhistory_size = 10000\nhistory_bytes = '64MiB'",
+}  # fmt: skip
+
+
+async def test_a_reader_that_stays_stuck_is_closed(transport: str) -> None:
+    """Nothing waits for it for ever: its session, its place and its descriptor are free again."""
+    with Gateway(**IMPATIENT) as gateway:
+        gateway.metric("ringcast_sessions")
+        before = descriptors(gateway)
+        reader, published = await behind_by_much(gateway, transport)
+        stuck_since = time.monotonic()
+        await gateway.until(lambda: gateway.metric("ringcast_connections", transport=transport) == 0)
+        assert 1.0 < time.monotonic() - stuck_since < 9.0
+        assert gateway.metric("ringcast_closes_total", code="4102") == 1
+        assert gateway.metric("ringcast_sessions") == 0
+        await gateway.until(lambda: descriptors(gateway) <= before, said="its descriptor is still there")
+        reader.transport.resume_reading()
+        await reader.ended
+        assert reader.seen == published[: len(reader.seen)] != published
+
+
+async def test_a_reader_that_is_slow_but_not_stuck_stays(transport: str) -> None:
+    """It reads a little now and then, for longer than a stuck one is given, and has pings to answer behind it all."""
+    with Gateway(**IMPATIENT) as gateway:
+        reader, published = await behind_by_much(gateway, transport)
+        began = time.monotonic()
+        while time.monotonic() < began + 6.0:
+            reader.transport.resume_reading()
+            await asyncio.sleep(0.002)
+            reader.transport.pause_reading()
+            await asyncio.sleep(0.25)
+        assert reader.seen[-1] < published[-1], "it has caught up too soon"
+        reader.transport.resume_reading()
+        await reader.reach(published[-1])
+        assert reader.seen == published
+        await reader.close()
