@@ -46,5 +46,6 @@ clean:
 
 .venv/browser: .venv/dev
 	@command -v chromium >/dev/null || .ci/debian chromium
+	@command -v curl >/dev/null || .ci/debian curl
 	@$(BIN)/playwright --version >/dev/null 2>&1 || .ci/debian libatomic1  # which its driver, a Node.js, is linked to
 	@touch $@

@@ -141,6 +141,7 @@ class Draining:
         httpx.post(f"{self.url}/v1/publish", json=body, headers=bearer(), trust_env=False).raise_for_status()
 
 
+# Named before `visit`: the pages have to be left before this ends, or they complain that nobody answers.
 @pytest_asyncio.fixture(loop_scope="module")
 async def draining() -> AsyncIterator[Draining]:
     listener, url = listening()
@@ -151,7 +152,7 @@ async def draining() -> AsyncIterator[Draining]:
 
 
 @pytest.mark.parametrize("transport", LADDER)
-async def test_a_draining_node_is_waited_for(visit: Visits, draining: Draining, transport: str) -> None:
+async def test_a_draining_node_is_waited_for(draining: Draining, visit: Visits, transport: str) -> None:
     draining.node.draining = True
     here = await subscribe(
         visit, draining.url, channels=["topic:news"], transports=LADDER[LADDER.index(transport) :],
@@ -165,7 +166,7 @@ async def test_a_draining_node_is_waited_for(visit: Visits, draining: Draining, 
 
 @pytest.mark.parametrize("transport", ["websocket", "sse"])
 async def test_a_goodbye_is_obeyed_when_its_time_has_come(
-    visit: Visits, draining: Draining, transport: str
+    draining: Draining, visit: Visits, transport: str
 ) -> None:
     channel = f"topic:goodbye-{transport}"
     here = await subscribe(visit, draining.url, channels=[channel], transports=LADDER[LADDER.index(transport) :])
