@@ -15,7 +15,7 @@ import msgspec
 
 from gateway.brokers.base import Page, Snapshot
 from gateway.errors import TOO_SLOW
-from gateway.message import Control, Message
+from gateway.message import Control, Message, encode_cursor
 from gateway.metrics import Metrics
 from gateway.recent import Channel, Partition, Recent
 from gateway.session import Behind, Budget, Session
@@ -121,6 +121,7 @@ class Hub:
             self._decide(session, channel, behind, recovered=None)
         else:
             behind = session.behind[channel] = Behind(since, proved=False, decided=False, quiet=quiet, request=request)
+            session.told = session.told and (session.welcome is None or since == channel.partition.top)
             if self._is_recent(channel, behind):
                 self._decide(session, channel, behind, recovered=None if quiet else True)
 
@@ -173,6 +174,9 @@ class Hub:
         for channel, behind in list(session.behind.items()):
             if not self._advance(session, channel, behind):
                 return
+        if not session.told:
+            session.told = True  # the end of what it came back for: it need not come from as far again
+            session.offer(Control("ping", recallable=True, cursor=encode_cursor(session.reached())))
 
     def _advance(self, session: Session, channel: Channel, behind: Behind) -> bool:
         """Bring one subscription to its live end; False when it has to wait for room or for the store."""
@@ -273,6 +277,7 @@ class Hub:
         behind.since, behind.told = page.start, page.floor
         if missed and not behind.quiet:
             self.metrics.resets[page.reason] += 1
+            session.told = session.welcome is None
             session.offer(Control("reset", channel.name, reason=page.reason, offset=page.start))
         behind.proved, behind.quiet = True, False
         for message in page.messages:

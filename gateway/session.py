@@ -54,7 +54,7 @@ class Session:
     __slots__ = (
         "_items_limit", "_limit", "behind", "budget", "channels", "closing", "entries", "expires_at", "flying", "id",
         "lagged", "leave_at", "moved_at", "on_abort", "opened_at", "opening", "outbox", "pinged_at", "queued",
-        "tell_every", "told_at", "undecided", "wake", "welcome",
+        "tell_every", "told", "told_at", "undecided", "wake", "welcome",
     )  # fmt: skip
 
     def __init__(self, id: str, budget: Budget, limit: int, items: int, wake: Callable[[], None]) -> None:
@@ -72,6 +72,7 @@ class Session:
         self.undecided = 0
         self.welcome: dict[str, Any] | None = None  # the rest of the welcome frame; None where the transport has none
         self.closing: int | None = None  # the close code, once it is to end
+        self.told = True  # whether it knows how far it is, where that is more than its messages say
         self.lagged = False  # messages are no longer queued until the outbox has drained
         self.entries: dict[str, dict[str, Any]] | None = None  # what the welcome said, where the transport has none
         # Times of the node's clock, in seconds.
