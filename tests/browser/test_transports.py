@@ -93,21 +93,49 @@ async def test_it_goes_back_up_step_by_step_and_loses_nothing(
 async def test_a_line_that_is_cut_again_and_again_gives_each_message_once(
     visit: Visits, proxy: Proxy, gateway: Gateway, channel: str, transport: str
 ) -> None:
-    here = await subscribe(visit, proxy.url, channels=[channel], allow=BROKEN, transports=[transport])
+    unavailable = r"Failed to load resource: the server responded with a status of 503 \(Service Unavailable\) "
+    here = await subscribe(visit, proxy.url, channels=[channel], allow=(*BROKEN, unavailable), transports=[transport])
     await here.open(transport)
+    sent = 0
 
-    async def publish(n: int) -> None:
-        await http.post("/v1/publish", json={"channel": channel, "event": "n", "data": n})
-        if n % 40 == 20:
+    async def publish() -> None:
+        nonlocal sent
+        while not cutting.done():
+            await http.post("/v1/publish", json={"channel": channel, "event": "n", "data": sent})
+            sent += 1
+            await asyncio.sleep(0.02)  # a back-off's worth of messages is to fit into the channel's history
+
+    async def cut() -> None:
+        for _ in range(3):
+            await here.open(transport, within=40)
+            before = sum(state["state"] == "waiting" for state in (await here.seen())["states"])
+            proxy.block("/v1/", 503)
             proxy.cut("/v1/")
+            await here.until("seen.states.filter(({ state }) => state === 'waiting').length > arg", before)
+            proxy.heal("/v1/")
+        await here.open(transport, within=40)
 
     async with gateway.api() as http:
-        await steadily(publish, 300, every=0.01)
-    await here.got(300, within=40)
-    assert await here.values(channel) == list(range(300))
-    seen = await here.seen()
-    assert not seen["resets"]
-    assert sum(state["state"] == "open" for state in seen["states"]) > (0 if transport == "poll" else 1)
+        cutting = asyncio.create_task(cut())
+        await asyncio.gather(cutting, publish())
+    assert sent > 20
+    await here.got(sent)
+    assert await here.values(channel) == list(range(sent))
+    assert not (await here.seen())["resets"]
+
+
+@pytest.mark.parametrize("transport", ["websocket", "sse"])
+async def test_a_line_that_falls_silent_is_noticed_and_left(
+    visit: Visits, proxy: Proxy, gateway: Gateway, channel: str, transport: str
+) -> None:
+    here = await subscribe(visit, proxy.url, channels=[channel], allow=BROKEN, transports=[transport])
+    await here.open(transport)
+    proxy.freeze("/v1/")
+    await asyncio.to_thread(gateway.publish, channel, "into the silence")
+    await here.got(1)
+    assert await here.values(channel) == ["into the silence"]
+    [reason] = [state["reason"] for state in (await here.seen())["states"] if state["state"] == "waiting"]
+    assert reason.startswith("silence")
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)

@@ -7,8 +7,9 @@ is read, and `Connection: close` is asked for unless it is an upgrade, so that e
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
+from http import HTTPStatus
 from types import TracebackType
 from typing import Self
 
@@ -30,6 +31,8 @@ class Proxy:
         self._stalled: set[str] = set()
         self._buffered: set[str] = set()
         self._patience: dict[str, float] = {}
+        self._frozen: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self._writers: dict[asyncio.StreamWriter, str] = {}  # every open connection, and its path
 
@@ -65,11 +68,16 @@ class Proxy:
         for writer in [writer for writer, of in self._writers.items() if of.startswith(path)]:
             writer.transport.abort()
 
+    def freeze(self, path: str = "") -> None:
+        """Let nothing through the open connections of this path any more, and tell neither side: a dead cable."""
+        self._frozen.update(writer for writer, of in self._writers.items() if of.startswith(path))
+
     async def refuse(self) -> None:
         """Take no more connections, and cut those there are: to a client, the host is gone."""
         if self._server is not None:
             self._server.close()
             self.cut()
+            await asyncio.gather(*self._tasks)
             await self._server.wait_closed()
             self._server = None
 
@@ -88,13 +96,16 @@ class Proxy:
         await self.refuse()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         try:
             # A browser opens connections ahead of need, and closes them unused.
             with suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
                 await self._request(reader, writer)
         finally:
-            self._writers.pop(writer, None)
-            writer.close()
+            self._forget(writer)
 
     async def _request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers[writer] = ""
@@ -107,8 +118,8 @@ class Proxy:
         if status is not None:
             body = b"blocked by the proxy\n"
             writer.write(
-                b"HTTP/1.1 %d Blocked\r\nContent-Type: text/plain\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%b"
-                % (self._blocked[status], len(body), body)
+                b"HTTP/1.1 %d %b\r\nContent-Type: text/plain\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%b"
+                % (self._blocked[status], HTTPStatus(self._blocked[status]).phrase.encode(), len(body), body)
             )
             await writer.drain()
             return
@@ -138,8 +149,7 @@ class Proxy:
                     return
             await self._relay(reader, writer, upstream_reader, upstream, _match(self._buffered, path) is not None)
         finally:
-            self._writers.pop(upstream, None)
-            upstream.close()
+            self._forget(upstream)
 
     async def _relay(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter,
@@ -148,22 +158,28 @@ class Proxy:
         """Both ways until either side ends; then both have ended."""
         if buffered:
             writer.write(await upstream_reader.readuntil(b"\r\n\r\n"))
-        both = {
-            asyncio.create_task(_pump(reader, upstream.write, upstream)),
-            asyncio.create_task(_pump(upstream_reader, (lambda _: None) if buffered else writer.write, writer)),
-        }
+        up = asyncio.create_task(self._pump(reader, upstream))
+        down = asyncio.create_task(self._pump(upstream_reader, writer, held_back=buffered))
+        both = (up, down)
         try:
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            if writer in self._frozen:
+                await asyncio.wait({up})  # not even the end comes through; the client has to give up by itself
         finally:
             for task in both:
                 task.cancel()
             await asyncio.gather(*both, return_exceptions=True)
 
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, held_back: bool = False) -> None:
+        while data := await source.read(_CHUNK):
+            if not held_back and sink not in self._frozen:
+                sink.write(data)
+                await sink.drain()
 
-async def _pump(source: asyncio.StreamReader, write: Callable[[bytes], None], sink: asyncio.StreamWriter) -> None:
-    while data := await source.read(_CHUNK):
-        write(data)
-        await sink.drain()
+    def _forget(self, writer: asyncio.StreamWriter) -> None:
+        self._writers.pop(writer, None)
+        self._frozen.discard(writer)
+        writer.close()
 
 
 def _match(paths: Iterable[str], path: str) -> str | None:
