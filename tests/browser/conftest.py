@@ -109,6 +109,7 @@ async def browser() -> AsyncIterator[Browser]:
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def visit(browser: Browser) -> AsyncIterator[Visits]:
+    """Ask for it last: pages are closed before what they are connected to."""
     visits = Visits(browser)
     yield visits
     await visits.close()

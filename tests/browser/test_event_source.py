@@ -41,7 +41,7 @@ def ticket_for(gateway: Gateway, channel: str, **more: Any) -> str:
     return ticket
 
 
-async def test_it_comes_back_by_itself_and_loses_nothing(visit: Visits, proxy: Proxy, gateway: Gateway) -> None:
+async def test_it_comes_back_by_itself_and_loses_nothing(proxy: Proxy, gateway: Gateway, visit: Visits) -> None:
     channel = "topic:event-source"
     here = await listen(visit, proxy.url, await asyncio.to_thread(ticket_for, gateway, channel))
     await here.page.wait_for_function("seen.opens === 1")
@@ -64,7 +64,7 @@ async def test_it_comes_back_by_itself_and_loses_nothing(visit: Visits, proxy: P
     assert first == list(range(400))
 
 
-async def test_a_refusal_stops_it(visit: Visits, proxy: Proxy) -> None:
+async def test_a_refusal_stops_it(proxy: Proxy, visit: Visits) -> None:
     here = await visit(f"{proxy.url}/livez")
     here.allow(ICON, r"Failed to load resource: the server responded with a status of 401 \(Unauthorized\) ")
     await here.page.evaluate(_SCRIPT, f"{proxy.url}/v1/sse?ticket=rct1.not.one")
@@ -72,7 +72,7 @@ async def test_a_refusal_stops_it(visit: Visits, proxy: Proxy) -> None:
     assert await here.page.evaluate("seen.opens") == 0
 
 
-async def test_a_full_node_is_asked_again(visit: Visits, gateway_settings: dict[str, Any]) -> None:
+async def test_a_full_node_is_asked_again(gateway_settings: dict[str, Any], visit: Visits) -> None:
     async with Gateway(**gateway_settings, max_connections=1) as gateway:
         occupant = await connect("websocket", gateway.url, token("bob"))
         here = await listen(visit, gateway.url, await asyncio.to_thread(ticket_for, gateway, "topic:full"))

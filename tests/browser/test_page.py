@@ -45,7 +45,7 @@ async def texts(visit: Visit) -> list[str]:
     return shown
 
 
-async def test_publishing_from_the_page_shows_it_over_a_websocket(visit: Visits, page_url: str) -> None:
+async def test_publishing_from_the_page_shows_it_over_a_websocket(page_url: str, visit: Visits) -> None:
     here = await visit(page_url)
     await here.status("open", "websocket")
     await here.page.fill("#publish [name=text]", "Straße <b>日本</b> 🎉 & more")
@@ -56,7 +56,7 @@ async def test_publishing_from_the_page_shows_it_over_a_websocket(visit: Visits,
     await here.shows(6)
 
 
-async def test_with_the_websocket_blocked_it_is_server_sent_events(visit: Visits, page_url: str, proxy: Proxy) -> None:
+async def test_with_the_websocket_blocked_it_is_server_sent_events(page_url: str, proxy: Proxy, visit: Visits) -> None:
     proxy.block("/v1/ws")
     here = await visit(page_url)
     here.allow(WEBSOCKET_403)
@@ -65,7 +65,7 @@ async def test_with_the_websocket_blocked_it_is_server_sent_events(visit: Visits
     await here.shows(5)
 
 
-async def test_with_both_blocked_it_is_polling(visit: Visits, page_url: str, proxy: Proxy) -> None:
+async def test_with_both_blocked_it_is_polling(page_url: str, proxy: Proxy, visit: Visits) -> None:
     proxy.block("/v1/ws")
     proxy.block("/v1/sse")
     here = await visit(page_url)
@@ -75,7 +75,7 @@ async def test_with_both_blocked_it_is_polling(visit: Visits, page_url: str, pro
     await here.shows(5)
 
 
-async def test_the_button_cuts_the_line_and_shows_what_came_back(visit: Visits, page_url: str) -> None:
+async def test_the_button_cuts_the_line_and_shows_what_came_back(page_url: str, visit: Visits) -> None:
     here = await visit(page_url)
     await here.status("open", "websocket")
     await publish(page_url, "before")
@@ -94,7 +94,7 @@ async def test_the_button_cuts_the_line_and_shows_what_came_back(visit: Visits, 
 
 @pytest.mark.parametrize("transport", ["websocket", "sse", "longpoll", "poll"])
 async def test_a_network_that_goes_and_comes_back_loses_nothing(
-    visit: Visits, page_url: str, proxy: Proxy, transport: str
+    page_url: str, proxy: Proxy, transport: str, visit: Visits
 ) -> None:
     here = await visit(page_url)
     here.allow(WEBSOCKET_FAILED, RESOURCE_FAILED)
@@ -113,7 +113,7 @@ async def test_a_network_that_goes_and_comes_back_loses_nothing(
     assert await texts(here) == ["meanwhile 2", "meanwhile 1", "meanwhile 0", "before"]
 
 
-async def test_one_cursor_serves_every_transport(visit: Visits, page_url: str) -> None:
+async def test_one_cursor_serves_every_transport(page_url: str, visit: Visits) -> None:
     here = await visit(page_url)
     await here.status("open", "websocket")
     sent = []
@@ -129,9 +129,7 @@ async def test_one_cursor_serves_every_transport(visit: Visits, page_url: str) -
     assert [text for text in await texts(here) if text.startswith("while")] == sent[::-1]
 
 
-async def test_a_gateway_that_was_killed_and_began_anew_is_a_reset_not_silence(
-    visit: Visits, gateway: Gateway
-) -> None:
+async def test_a_gateway_that_was_killed_and_began_anew_is_a_reset_not_silence(gateway: Gateway, visit: Visits) -> None:
     async with demo(gateway.url, gateway.url) as page_url:
         here = await visit(page_url)
         here.allow(WEBSOCKET_FAILED, RESOURCE_FAILED)
@@ -148,7 +146,7 @@ async def test_a_gateway_that_was_killed_and_began_anew_is_a_reset_not_silence(
         assert (await texts(here))[0] == "of the new store"
 
 
-async def test_the_page_fits_a_phone_and_the_dark(visit: Visits, page_url: str) -> None:
+async def test_the_page_fits_a_phone_and_the_dark(page_url: str, visit: Visits) -> None:
     here = await visit(page_url, viewport={"width": 360, "height": 740}, color_scheme="dark")
     await here.status("open")
     await here.page.click("#burst")

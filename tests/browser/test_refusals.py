@@ -31,7 +31,7 @@ LADDER = ["websocket", "sse", "longpoll", "poll"]
 
 @pytest.mark.parametrize("transport", LADDER)
 async def test_a_token_that_expires_is_replaced_over_the_same_transport(
-    visit: Visits, proxy: Proxy, gateway: Gateway, transport: str
+    proxy: Proxy, gateway: Gateway, transport: str, visit: Visits
 ) -> None:
     channel = f"topic:expires-{transport}"
 
@@ -58,7 +58,7 @@ async def test_a_token_that_expires_is_replaced_over_the_same_transport(
 
 @pytest.mark.parametrize("transport", LADDER)
 async def test_a_token_that_had_expired_is_replaced_before_anything_else(
-    visit: Visits, proxy: Proxy, transport: str
+    proxy: Proxy, transport: str, visit: Visits
 ) -> None:
     here = await subscribe(
         visit, proxy.url, channels=["topic:news"], transports=LADDER[LADDER.index(transport) :],
@@ -81,7 +81,7 @@ async def test_a_token_that_had_expired_is_replaced_before_anything_else(
 )
 @pytest.mark.parametrize("transport", LADDER)
 async def test_a_refusal_stops_it(
-    visit: Visits, proxy: Proxy, transport: str, tokens: Any, channel: str, code: int
+    proxy: Proxy, transport: str, tokens: Any, channel: str, code: int, visit: Visits
 ) -> None:
     bad = r"Failed to load resource: the server responded with a status of 400 \(Bad Request\) \S+/v1/"
     here = await subscribe(
@@ -94,7 +94,7 @@ async def test_a_refusal_stops_it(
 
 
 @pytest.mark.parametrize("transport", LADDER)
-async def test_a_full_node_is_waited_for(visit: Visits, gateway_settings: dict[str, Any], transport: str) -> None:
+async def test_a_full_node_is_waited_for(gateway_settings: dict[str, Any], transport: str, visit: Visits) -> None:
     async with Gateway(**gateway_settings, max_connections=1) as gateway:
         occupant = await connect("websocket", gateway.url, token("bob"))
         here = await subscribe(
@@ -108,7 +108,7 @@ async def test_a_full_node_is_waited_for(visit: Visits, gateway_settings: dict[s
         await here.call("ringcast.close()")  # before the gateway ends
 
 
-async def test_a_rate_limit_is_waited_out(visit: Visits, gateway_settings: dict[str, Any]) -> None:
+async def test_a_rate_limit_is_waited_out(gateway_settings: dict[str, Any], visit: Visits) -> None:
     async with Gateway(**gateway_settings, requests_per_second=2) as gateway, gateway.api() as http:
         here = await subscribe(visit, gateway.url, channels=["topic:news"], allow=(RESOURCE_429,))
 
@@ -141,7 +141,6 @@ class Draining:
         httpx.post(f"{self.url}/v1/publish", json=body, headers=bearer(), trust_env=False).raise_for_status()
 
 
-# Named before `visit`: the pages have to be left before this ends, or they complain that nobody answers.
 @pytest_asyncio.fixture(loop_scope="module")
 async def draining() -> AsyncIterator[Draining]:
     listener, url = listening()
@@ -152,7 +151,7 @@ async def draining() -> AsyncIterator[Draining]:
 
 
 @pytest.mark.parametrize("transport", LADDER)
-async def test_a_draining_node_is_waited_for(draining: Draining, visit: Visits, transport: str) -> None:
+async def test_a_draining_node_is_waited_for(draining: Draining, transport: str, visit: Visits) -> None:
     draining.node.draining = True
     here = await subscribe(
         visit, draining.url, channels=["topic:news"], transports=LADDER[LADDER.index(transport) :],
@@ -165,9 +164,7 @@ async def test_a_draining_node_is_waited_for(draining: Draining, visit: Visits, 
 
 
 @pytest.mark.parametrize("transport", ["websocket", "sse"])
-async def test_a_goodbye_is_obeyed_when_its_time_has_come(
-    draining: Draining, visit: Visits, transport: str
-) -> None:
+async def test_a_goodbye_is_obeyed_when_its_time_has_come(draining: Draining, transport: str, visit: Visits) -> None:
     channel = f"topic:goodbye-{transport}"
     here = await subscribe(visit, draining.url, channels=[channel], transports=LADDER[LADDER.index(transport) :])
     await here.open(transport)

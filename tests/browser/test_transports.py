@@ -33,7 +33,7 @@ def channel(request: pytest.FixtureRequest) -> str:
     return "topic:" + name.replace("[", "-").rstrip("]")
 
 
-async def test_a_handshake_that_hangs_is_a_blocked_websocket(visit: Visits, proxy: Proxy, channel: str) -> None:
+async def test_a_handshake_that_hangs_is_a_blocked_websocket(proxy: Proxy, channel: str, visit: Visits) -> None:
     proxy.stall("/v1/ws")
     here = await subscribe(visit, proxy.url, channels=[channel], allow=BROKEN)
     await here.open("sse")
@@ -41,7 +41,7 @@ async def test_a_handshake_that_hangs_is_a_blocked_websocket(visit: Visits, prox
 
 
 async def test_an_event_stream_that_is_buffered_is_blocked(
-    visit: Visits, proxy: Proxy, gateway: Gateway, channel: str
+    proxy: Proxy, gateway: Gateway, channel: str, visit: Visits
 ) -> None:
     proxy.block("/v1/ws")
     proxy.buffer("/v1/sse")
@@ -53,7 +53,7 @@ async def test_an_event_stream_that_is_buffered_is_blocked(
 
 
 async def test_where_held_requests_are_cut_short_ones_are_used(
-    visit: Visits, proxy: Proxy, gateway: Gateway, channel: str
+    proxy: Proxy, gateway: Gateway, channel: str, visit: Visits
 ) -> None:
     proxy.block("/v1/ws")
     proxy.block("/v1/sse")
@@ -66,7 +66,7 @@ async def test_where_held_requests_are_cut_short_ones_are_used(
 
 
 async def test_it_goes_back_up_step_by_step_and_loses_nothing(
-    visit: Visits, proxy: Proxy, gateway: Gateway, channel: str
+    proxy: Proxy, gateway: Gateway, channel: str, visit: Visits
 ) -> None:
     proxy.block("/v1/ws")
     proxy.block("/v1/sse")
@@ -91,7 +91,7 @@ async def test_it_goes_back_up_step_by_step_and_loses_nothing(
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_a_line_that_is_cut_again_and_again_gives_each_message_once(
-    visit: Visits, proxy: Proxy, gateway: Gateway, channel: str, transport: str
+    proxy: Proxy, gateway: Gateway, channel: str, transport: str, visit: Visits
 ) -> None:
     unavailable = r"Failed to load resource: the server responded with a status of 503 \(Service Unavailable\) "
     here = await subscribe(visit, proxy.url, channels=[channel], allow=(*BROKEN, unavailable), transports=[transport])
@@ -126,7 +126,7 @@ async def test_a_line_that_is_cut_again_and_again_gives_each_message_once(
 
 @pytest.mark.parametrize("transport", ["websocket", "sse"])
 async def test_a_line_that_falls_silent_is_noticed_and_left(
-    visit: Visits, proxy: Proxy, gateway: Gateway, channel: str, transport: str
+    proxy: Proxy, gateway: Gateway, channel: str, transport: str, visit: Visits
 ) -> None:
     here = await subscribe(visit, proxy.url, channels=[channel], allow=BROKEN, transports=[transport])
     await here.open(transport)
@@ -140,7 +140,7 @@ async def test_a_line_that_falls_silent_is_noticed_and_left(
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_channels_come_and_go_and_a_forbidden_one_harms_no_other(
-    visit: Visits, proxy: Proxy, gateway: Gateway, channel: str, transport: str
+    proxy: Proxy, gateway: Gateway, channel: str, transport: str, visit: Visits
 ) -> None:
     forbidden = r"Failed to load resource: the server responded with a status of 403 \(Forbidden\) "
     here = await subscribe(visit, proxy.url, channels=[channel], allow=(forbidden,), transports=[transport])
@@ -163,7 +163,7 @@ async def test_channels_come_and_go_and_a_forbidden_one_harms_no_other(
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_more_channels_than_a_url_holds(
-    visit: Visits, proxy: Proxy, gateway: Gateway, channel: str, transport: str
+    proxy: Proxy, gateway: Gateway, channel: str, transport: str, visit: Visits
 ) -> None:
     channels = [f"{channel}-{n:03}-ü" for n in range(300)]
     here = await subscribe(visit, proxy.url, channels=channels, transports=[transport])
@@ -181,7 +181,7 @@ async def test_more_channels_than_a_url_holds(
 
 @pytest.mark.parametrize("transport", ["websocket", "sse"])
 async def test_publishing_from_the_browser(
-    visit: Visits, proxy: Proxy, gateway: Gateway, channel: str, transport: str
+    proxy: Proxy, gateway: Gateway, channel: str, transport: str, visit: Visits
 ) -> None:
     denied = r"Failed to load resource: the server responded with a status of (403|422) "
     here = await subscribe(visit, proxy.url, channels=[channel], transports=[transport], allow=(denied,))
@@ -199,7 +199,7 @@ async def test_publishing_from_the_browser(
 
 
 async def test_a_token_that_no_subprotocol_can_hold_travels_in_the_first_frame(
-    visit: Visits, proxy: Proxy, gateway: Gateway, channel: str
+    proxy: Proxy, gateway: Gateway, channel: str, visit: Visits
 ) -> None:
     here = await subscribe(
         visit, proxy.url, channels=[channel], tokens=lambda _: ODD_KEY, transports=["websocket"]
@@ -211,7 +211,7 @@ async def test_a_token_that_no_subprotocol_can_hold_travels_in_the_first_frame(
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
 async def test_a_reset_over_each_transport_and_then_on_as_before(
-    visit: Visits, proxy: Proxy, gateway: Gateway, channel: str, transport: str
+    proxy: Proxy, gateway: Gateway, channel: str, transport: str, visit: Visits
 ) -> None:
     await asyncio.to_thread(gateway.publish, channel, "held")
     here = await subscribe(
