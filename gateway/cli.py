@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import sys
 import time
 from importlib import metadata
@@ -55,6 +56,7 @@ def main() -> None:
         app(prog_name="ringcast")
     except OSError as error:  # requests and files have errors of their own: this is stdout, on a full disk for one
         typer.echo(f"ringcast: the output cannot be written: {error.strerror}.", err=True)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter would try again at its end
         raise SystemExit(2) from None
 
 

@@ -86,6 +86,7 @@ class Server(uvicorn.Server):
         self.node: Node = app.state.node
         self.node.on_death = self._died
         self.exit_code = 0
+        self.unwritable: OSError | None = None  # why stdout did not take the ready line
         self._hurry = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -105,10 +106,9 @@ class Server(uvicorn.Server):
         broker = self.settings.broker.partition(":")[0]
         try:
             print(f"ringcast ready {url} node={self.settings.node} broker={broker}", flush=True)
-        except OSError as error:
-            # Whoever started it waits for this line, and would wait for ever.
-            log.error("stdout does not take the ready line: %s", error.strerror)
-            self.exit_code, self.should_exit = 2, True
+        except OSError as error:  # whoever started it waits for this line, and would wait for ever
+            self.unwritable = error
+            self.should_exit = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._loop is not None and not self._loop.is_closed() and (self.should_exit or sig == signal.SIGINT):
@@ -142,13 +142,18 @@ class Server(uvicorn.Server):
 
 
 def serve(settings: Settings) -> int:
-    """Run one node until it is told to end; returns the exit code. Raises ConfigError for what cannot work."""
+    """Run one node until it is told to end; returns the exit code.
+
+    Raises ConfigError for what cannot work, and OSError when stdout takes no line.
+    """
     _log(settings.log_level)
     settings = settings.model_copy(update={"max_connections": _affordable(settings.max_connections)})
     app = create_app(settings)
     listener = _listen(settings)
     server = Server(app, settings)
     server.run(sockets=[listener])
+    if server.unwritable is not None:
+        raise server.unwritable
     return server.exit_code
 
 

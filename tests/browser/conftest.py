@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import shutil
+import signal
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -123,7 +124,8 @@ async def proxy(gateway: Gateway) -> AsyncIterator[Proxy]:
 
 @asynccontextmanager
 async def serving(server: uvicorn.Server, listener: socket.socket) -> AsyncIterator[None]:
-    """Run a uvicorn server beside the test."""
+    """Run a uvicorn server beside the test, whose process gets its signals' handlers back."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         while not server.started:
@@ -133,6 +135,8 @@ async def serving(server: uvicorn.Server, listener: socket.socket) -> AsyncItera
     finally:
         server.should_exit = True
         await task
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def listening() -> tuple[socket.socket, str]:

@@ -15,12 +15,14 @@ from tests.support.command import environment, ringcast
 from tests.support.gateway import ROOT
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("command", [("serve", "--port", "0"), ("config", "check"), ("--help",)])
-def test_an_output_that_cannot_be_written_is_told_in_one_sentence(command: tuple[str, ...]) -> None:
+def test_an_output_that_cannot_be_written_is_told_in_one_sentence(command: tuple[str, ...], unbuffered: str) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "gateway.cli", *command], cwd=ROOT, env=environment({}), stdin=subprocess.DEVNULL,
-            stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=30,
+            [sys.executable, "-m", "gateway.cli", *command],
+            cwd=ROOT, env=environment({"PYTHONUNBUFFERED": unbuffered}),
+            stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=30,
         )  # fmt: skip
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
