@@ -437,3 +437,12 @@ test("a listener that throws stops nothing, and its error is the page's", async 
   for (const task of later) assert.throws(task, /the page's fault/);
   assert.equal(later.length, 2);
 });
+
+test("a refusal of the token is not taken for one of the channel that was just added", async () => {
+  const { ringcast } = await openOver("sse");
+  ringcast.subscribe("c:d");
+  await settled();
+  made.at(-2).desk.end({ reason: "cut" });
+  newest().desk.end({ code: 4001, reason: "no" });
+  assert.deepEqual([ringcast.status.state, ringcast.channels], ["stopped", ["a:b", "c:d"]]);
+});
