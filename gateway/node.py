@@ -366,3 +366,5 @@ class Node:
                         self._end(session, DRAINING)
                 hurry.clear()
             await asyncio.sleep(TICK / 5)
+        for session in list(self.hub.sessions):
+            session.on_abort()  # it takes nothing, not even its goodbye

@@ -59,6 +59,14 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             extensions["ringcast.abort"] = self.transport.abort
             extensions["ringcast.drained"] = self.writable.wait
 
+    def send_receive_event_to_app(self) -> None:
+        if self.curr_msg_data_type == "text" and not _is_utf8(b"".join(self.frames)):
+            self.frames = []
+            self.conn.send_close(1007)  # RFC 6455, 8.1; uvicorn does so too, with a traceback in our log for each
+            self.handle_parser_exception()
+        else:
+            super().send_receive_event_to_app()
+
     def keepalive_timeout(self) -> None:
         if self.read_paused or self.transport.get_write_buffer_size():
             # The ping is still behind what the peer has to read, or its pong behind what we do not read before the
@@ -67,6 +75,14 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self.schedule_ping()
         else:
             super().keepalive_timeout()
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 class Server(uvicorn.Server):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -27,7 +27,7 @@ class Wanted(msgspec.Struct, forbid_unknown_fields=True):
     cursor: str | None = None
     since: str | None = None
     snapshot: bool = False
-    wait: float = 25.0  # seconds; polls only
+    wait: Annotated[float, msgspec.Meta(ge=0)] = 25.0  # seconds; polls only
 
 
 def from_query(query: Mapping[str, str], raw: str, last_event_id: str | None = None) -> Wanted:

@@ -51,6 +51,8 @@ async def _wait(node: Node, request: Request, session: Session, ready: asyncio.E
             if not await _until(ready, gone, deadline):
                 raise Problem("unavailable", "The store does not answer: try again soon", retry_after=2)
         deadline = loop.time() + min(wait, session.tell_every)
+        if session.expires_at is not None:
+            deadline = min(deadline, session.expires_at)
         while not session.outbox and not gone.done() and not node.draining and wait > 0:
             if not await _until(ready, gone, deadline):
                 return
