@@ -6,7 +6,6 @@ import asyncio
 import signal
 import time
 
-import pytest
 from websockets.asyncio.client import connect as connect_websocket
 
 from tests.support.clients import TRANSPORTS, Frame, connect, decode_cursor, encode_cursor
