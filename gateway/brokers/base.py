@@ -65,6 +65,7 @@ class Page:
     top: int  # the partition's highest offset
     messages: list[Message]
     more: bool
+    until: int = 0  # where there is more: what this page covers, should that be further than its last message
 
     @property
     def continuous(self) -> bool:
@@ -76,7 +77,9 @@ class Page:
 
     @property
     def reached(self) -> int:
-        return self.messages[-1].offset if self.more else max(self.top, self.start)
+        if not self.more:
+            return max(self.top, self.start)
+        return max(self.until, self.messages[-1].offset if self.messages else self.start)
 
     @property
     def reason(self) -> str:
@@ -106,6 +109,13 @@ class Broker(Protocol):
 
         Channels of one number share a chain of offsets. It is the channel's partition, unless the store keeps several
         chains for one.
+        """
+
+    async def start(self) -> None:
+        """Look at the store once, before anything else.
+
+        Raises ConfigError where it cannot be used, as by a node with another number of partitions. That it is away is
+        no error: `run` goes on trying.
         """
 
     async def run(self, events: Events) -> None:

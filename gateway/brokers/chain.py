@@ -15,6 +15,7 @@ from gateway.message import Message
 
 HELD_FRAMES = 10_000  # per partition, while the store is asked
 HELD_BYTES = 16 << 20
+UNKNOWN = -1  # the watermark of a partition that is new here
 
 
 @dataclass(slots=True)
@@ -44,11 +45,18 @@ class Chain:
     followed: dict[int, Followed] = field(default_factory=dict)
     due: set[int] = field(default_factory=set)
     known: dict[int, tuple[int, str]] = field(default_factory=dict)  # highest acknowledged publish and its history
+    late: dict[int, int] = field(default_factory=dict)  # offsets the store has issued and this node has not seen yet
 
     def begin(self, partition: int, top: int, history: str) -> None:
         """Follow a partition from where the store says it is."""
         self.followed[partition] = Followed(top, history)
         self.events.watermark(partition, top)
+
+    def expect(self, partition: int) -> None:
+        """Follow a partition whose frames may come before the store has said where it is: until then they wait."""
+        if partition not in self.followed:
+            self.followed[partition] = Followed(UNKNOWN, "", held=[])
+            self.due.add(partition)
 
     def end(self, partition: int) -> None:
         self.followed.pop(partition, None)
@@ -92,7 +100,7 @@ class Chain:
         """The highest offsets this node knows of in a partition, each with the history it was written in."""
         told: dict[str, int] = {}
         at = self.followed.get(partition)
-        if at is not None:
+        if at is not None and at.watermark != UNKNOWN:
             told[at.history] = at.watermark
         if partition in self.known:
             offset, history = self.known[partition]
@@ -108,7 +116,10 @@ class Chain:
         if at is None:
             return
         at.history = history
-        if top > at.watermark:
+        if at.watermark == UNKNOWN:
+            at.watermark = top
+            self.events.watermark(partition, top)
+        elif top > at.watermark:
             at.watermark = top
             self.events.gap(partition, top)
         held, at.held, at.held_bytes = at.held, None, 0
@@ -117,6 +128,26 @@ class Chain:
         if at.dropped:
             at.dropped = False
             self.suspect([partition])
+
+    def reported(self, partition: int, top: int, history: str) -> None:
+        """The store's answer while live frames pass, over another connection than theirs: what it is ahead may be on
+        its way. `overdue` finds what did not come."""
+        at = self.followed.get(partition)
+        if at is None or at.held is not None or history != at.history:
+            self.answered(partition, top, history)
+            return
+        if partition in self.known:
+            self.known[partition] = (top, history)
+        if top > at.watermark:
+            self.late[partition] = top
+
+    def overdue(self) -> None:
+        """Called some time after `reported`: partitions that are still short of what was reported are due."""
+        for partition, top in self.late.items():
+            at = self.followed.get(partition)
+            if at is not None and at.watermark < top:
+                self.suspect([partition])
+        self.late.clear()
 
     def _ask(self, partition: int, at: Followed, frame: Frame | None) -> None:
         at.held = []
