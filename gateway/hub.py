@@ -9,6 +9,7 @@ and all go live by the same plain call where the recent messages end.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -123,7 +124,7 @@ class Hub:
             behind = session.behind[channel] = Behind(since, proved=False, decided=False, quiet=quiet, request=request)
             session.told = session.told and (session.welcome is None or since == channel.partition.top)
             if self._is_recent(channel, behind):
-                self._decide(session, channel, behind, recovered=None if quiet else True)
+                self._decide_live(session, channel, behind)
 
     def welcome(self, session: Session) -> None:
         """Everything the session asked for at first has been joined: open it as soon as each channel is decided."""
@@ -187,6 +188,8 @@ class Hub:
         if not self._is_recent(channel, behind):
             self._ask(session, channel, behind)
             return False
+        if not behind.decided:
+            self._decide_live(session, channel, behind)
         for message in self.recent.after(channel, behind.since):
             if self._tight(session) or not session.offer(message):
                 return self._wait_for_room(session)
@@ -237,21 +240,26 @@ class Hub:
             if channel is None or behind is None or not behind.waiting or behind.since != since:
                 continue  # it left, or came back asking for something else
             behind.waiting = False
-            if not behind.decided:
-                self._decide_by(session, channel, behind, page)
+            behind.page = page if behind.decided else self._decide_by(session, channel, behind, page)
             if session.opening is None:
-                behind.page = page
                 self.pump(session)
             else:
-                if session.hold(sum(message.size for message in page.messages)):
-                    behind.page = page  # else it is read again, once the session is open and takes what it is sent
+                if not session.hold(sum(message.size for message in page.messages)):
+                    behind.page = behind.page.proof()  # it is read again, once the session takes what it is sent
                 self.welcome(session)
 
-    def _decide_by(self, session: Session, channel: Channel, behind: Behind, page: Page) -> None:
-        start = page.start
-        if behind.quiet and page.messages and not page.continuous:
-            start = page.messages[0].offset - 1
-        self._decide(session, channel, behind, None if behind.quiet else page.continuous, offset=start)
+    def _decide_live(self, session: Session, channel: Channel, behind: Behind) -> None:
+        self._decide(session, channel, behind, recovered=None if behind.quiet else True)
+        behind.quiet = False
+
+    def _decide_by(self, session: Session, channel: Channel, behind: Behind, page: Page) -> Page:
+        """Say where a presented position is gone on from; `quiet` begins with what is held, and misses nothing."""
+        recovered = None if behind.quiet else page.continuous
+        if behind.quiet:
+            page = replace(page, since=page.begins, shown=True)
+            behind.since, behind.told, behind.quiet = page.since, page.floor, False
+        self._decide(session, channel, behind, recovered, offset=page.start)
+        return page
 
     def _decide(
         self, session: Session, channel: Channel, behind: Behind, recovered: bool | None,
@@ -269,17 +277,19 @@ class Hub:
         if session.opening is not None:
             session.opening[channel.name] = entry
         else:
-            session.offer(Control("subscribed", id=behind.request, **entry))
+            session.offer(Control("subscribed", position=behind.since, id=behind.request, **entry))
 
     def _replay(self, session: Session, channel: Channel, behind: Behind, page: Page) -> bool:
         """Offer a page, behind a reset where it does not continue the position; False when the outbox is full."""
         missed = not page.shown or page.since > page.top or page.floor > max(page.since, behind.told)
-        behind.since, behind.told = page.start, page.floor
-        if missed and not behind.quiet:
+        behind.since, behind.told, behind.proved = page.start, page.floor, True
+        if missed:
             self.metrics.resets[page.reason] += 1
             session.told = session.welcome is None
-            session.offer(Control("reset", channel.name, reason=page.reason, offset=page.start))
-        behind.proved, behind.quiet = True, False
+            session.offer(
+                Control("reset", channel.name, position=page.since, reason=page.reason, offset=page.start)
+            )  # fmt: skip
+            behind.since = page.begins  # what lies before has been told: no second reset where this is read again
         for message in page.messages:
             if self._tight(session) or not session.offer(message):
                 return self._wait_for_room(session)

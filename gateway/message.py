@@ -212,11 +212,15 @@ class Message:
 class Control:
     """A frame about a session or one of its channels: welcome, subscribed, reset, ping, goodbye ..."""
 
-    __slots__ = ("body", "channel", "kind", "recallable")
+    __slots__ = ("body", "channel", "kind", "position", "recallable")
 
-    def __init__(self, kind: str, channel: str | None = None, *, recallable: bool = False, **body: Any) -> None:
+    def __init__(
+        self, kind: str, channel: str | None = None,
+        *, recallable: bool = False, position: int | None = None, **body: Any,
+    ) -> None:  # fmt: skip
         self.kind = kind
         self.channel = channel
+        self.position = position  # what a cursor says of the channel that is written before this is
         self.recallable = recallable  # dropped with the messages before it, when those are taken back from an outbox
         self.body: dict[str, Any] = {"type": kind}
         if channel is not None:

@@ -50,20 +50,19 @@ class Recent:
     def __init__(self, limit: int) -> None:
         self.limit = limit  # bytes
         self.bytes = 0
-        self._order: deque[tuple[Channel, Message]] = deque()
+        self._order: deque[tuple[Channel, int]] = deque()  # offsets: what was cleared must not be kept alive here
 
     def add(self, channel: Channel, message: Message) -> list[Channel]:
         """Keep a message; returns the channels that hold nothing any more."""
         channel.recent.append(message)
-        self._order.append((channel, message))
+        self._order.append((channel, message.offset))
         self.bytes += message.size
         emptied: list[Channel] = []
         while self.bytes > self.limit or len(self._order) > self.limit // 256:
-            oldest, evicted = self._order.popleft()
-            if oldest.recent and oldest.recent[0] is evicted:  # else it went with its partition's clear()
-                oldest.recent.popleft()
-                self.bytes -= evicted.size
-                oldest.partition.whole = evicted.offset
+            oldest, offset = self._order.popleft()
+            if oldest.recent and oldest.recent[0].offset == offset:  # else it went with its partition's clear()
+                self.bytes -= oldest.recent.popleft().size
+                oldest.partition.whole = offset
                 if not oldest.recent:
                     emptied.append(oldest)
         return emptied

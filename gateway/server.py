@@ -102,8 +102,7 @@ class Server(uvicorn.Server):
         self.node: Node = app.state.node
         self.node.on_death = self._died
         self.exit_code = 0
-        # Why it does not serve: stdout did not take the ready line, or the store cannot be used with these settings.
-        self.refused: OSError | ConfigError | None = None
+        self.unwritable: OSError | None = None  # why stdout did not take the ready line
         self._hurry = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -114,11 +113,6 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
-        try:
-            await self.node.broker.start()
-        except ConfigError as error:
-            self.refused, self.should_exit = error, True
-            return
         await super().startup(sockets)
         if self.should_exit:
             self.exit_code = 1
@@ -129,7 +123,7 @@ class Server(uvicorn.Server):
         try:
             print(f"ringcast ready {url} node={self.settings.node} broker={broker}", flush=True)
         except OSError as error:  # whoever started it waits for this line, and would wait for ever
-            self.refused = error
+            self.unwritable = error
             self.should_exit = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -174,9 +168,8 @@ def serve(settings: Settings) -> int:
     listener = _listen(settings)
     server = Server(app, settings)
     server.run(sockets=[listener])
-    listener.close()
-    if server.refused is not None:
-        raise server.refused
+    if server.unwritable is not None:
+        raise server.unwritable
     return server.exit_code
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gateway.brokers.base import Page
-from gateway.message import Control, Message
+from gateway.message import MAX_OFFSET, Control, Message
 from gateway.recent import Channel
 
 Item = Message | Control
@@ -82,20 +82,24 @@ class Session:
         self.tell_every = 0.0  # how often it is told a cursor, so that a quiet channel's position stays young
 
     def offer(self, item: Item) -> bool:
-        """Queue an item, or refuse a message when the outbox is full; an empty outbox takes any."""
+        """Queue an item, or refuse a message for which there is no room."""
         size = item.size
         if self.closing is not None and isinstance(item, Message):
             return False
-        if self.outbox:
-            full = self.queued + size > self._limit or len(self.outbox) >= self._items_limit
-            if full and isinstance(item, Message):
-                return False
-        else:
+        if not self.outbox:
             self.wake()
+        elif isinstance(item, Message) and not self.has_room(size):
+            return False
         self.outbox.append(item)
         self.queued += size
         self.budget.used += size
         return True
+
+    def has_room(self, size: int) -> bool:
+        """Whether a message of `size` fits into the outbox: one that holds no other message takes any."""
+        if self.queued + size <= self._limit and len(self.outbox) < self._items_limit:
+            return True
+        return not any(isinstance(item, Message) for item in self.outbox)
 
     def take(self, limit: int = BATCH) -> list[Item]:
         """What is to be written next, in order: about `limit` bytes at most, one item at least when there is one."""
@@ -123,15 +127,26 @@ class Session:
         return True
 
     def recall(self) -> dict[str, int]:
-        """Take back the queued messages; returns the first offset taken back of each channel."""
+        """Take back the queued messages; returns the first offset taken back of each channel.
+
+        A reset between them goes too: it is told again when they are. What says a position behind them is corrected.
+        """
         kept: deque[Item] = deque()
         recalled: dict[str, int] = {}
         for item in self.outbox:
             if isinstance(item, Message):
                 recalled.setdefault(item.channel, item.offset)
-            elif item.kind == "unsubscribed" and item.channel is not None:
-                recalled.pop(item.channel, None)
+            elif item.kind in ("subscribed", "unsubscribed") and item.channel is not None:
+                recalled.pop(item.channel, None)  # of the subscription before
                 kept.append(item)
+            elif item.kind == "welcome":
+                for entry in item.body["channels"]:
+                    entry["offset"] = min(entry["offset"], recalled.get(entry["channel"], MAX_OFFSET + 1) - 1)
+                kept.append(item)
+            elif item.kind == "reset" and item.channel in recalled:
+                behind = self.behind.get(self.channels[item.channel]) if item.channel in self.channels else None
+                if behind is not None:
+                    behind.told = 0
             elif not item.recallable:
                 kept.append(item)
         size = sum(item.size for item in kept)
@@ -163,9 +178,9 @@ class Session:
                 if isinstance(item, Message):
                     pending.add(item.channel)
                     positions[item.channel] = item.offset - 1
-                elif item.kind in ("reset", "subscribed"):
+                elif item.position is not None:
                     pending.add(item.channel)
-                    positions[item.channel] = item.body["offset"]
+                    positions[item.channel] = item.position
         return positions
 
 

@@ -21,7 +21,7 @@ Away.        While the store is away `publish`, `read`, `snapshot`, `subscribe` 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from gateway.message import Draft, Message
@@ -65,7 +65,6 @@ class Page:
     top: int  # the partition's highest offset
     messages: list[Message]
     more: bool
-    until: int = 0  # where there is more: what this page covers, should that be further than its last message
 
     @property
     def continuous(self) -> bool:
@@ -77,9 +76,18 @@ class Page:
 
     @property
     def reached(self) -> int:
-        if not self.more:
-            return max(self.top, self.start)
-        return max(self.until, self.messages[-1].offset if self.messages else self.start)
+        return self.messages[-1].offset if self.more else max(self.top, self.start)
+
+    @property
+    def begins(self) -> int:
+        """The position from which on nothing is missing here: `since`, or right before the first of `messages`."""
+        if self.continuous:
+            return self.since
+        return self.messages[0].offset - 1 if self.messages else self.top
+
+    def proof(self) -> Page:
+        """The page without its messages, which are read again: what it proves, up to where they begin."""
+        return replace(self, top=min(self.begins, self.top), messages=[], more=False)
 
     @property
     def reason(self) -> str:
@@ -111,13 +119,6 @@ class Broker(Protocol):
         chains for one.
         """
 
-    async def start(self) -> None:
-        """Look at the store once, before anything else.
-
-        Raises ConfigError where it cannot be used, as by a node with another number of partitions. That it is away is
-        no error: `run` goes on trying.
-        """
-
     async def run(self, events: Events) -> None:
         """Tell `events` what happens, reconnect when needed; ends only by cancellation."""
 
@@ -138,6 +139,9 @@ class Broker(Protocol):
 
     async def read(self, channel: str, since: int, limit: int) -> Page:
         """At most `limit` messages above `since`, and what the store can prove of that position.
+
+        The page's `top` is not below what this node was told: a store that has less lost something and is checked
+        first. What was read is part of what a later check tells.
 
         Where the channel's policy is `slow = "latest"` a keyed message that a newer one of its key replaced is left
         out; leaving it out breaks no proof.

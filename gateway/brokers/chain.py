@@ -15,7 +15,6 @@ from gateway.message import Message
 
 HELD_FRAMES = 10_000  # per partition, while the store is asked
 HELD_BYTES = 16 << 20
-UNKNOWN = -1  # the watermark of a partition that is new here
 
 
 @dataclass(slots=True)
@@ -41,22 +40,19 @@ class Followed:
 
 @dataclass(slots=True)
 class Chain:
+    """`known`: by partition and history, the highest offset this node was acknowledged, read or had to hold back."""
+
     events: Events
     followed: dict[int, Followed] = field(default_factory=dict)
     due: set[int] = field(default_factory=set)
-    known: dict[int, tuple[int, str]] = field(default_factory=dict)  # highest acknowledged publish and its history
-    late: dict[int, int] = field(default_factory=dict)  # offsets the store has issued and this node has not seen yet
+    known: dict[int, dict[str, int]] = field(default_factory=dict)
+    _told: dict[int, dict[str, int]] = field(default_factory=dict)  # the claims that the next answer is about
 
     def begin(self, partition: int, top: int, history: str) -> None:
-        """Follow a partition from where the store says it is."""
+        """Follow a partition from where the store says it is, in answer to this partition's claims."""
+        self._settle(partition, top, history)
         self.followed[partition] = Followed(top, history)
         self.events.watermark(partition, top)
-
-    def expect(self, partition: int) -> None:
-        """Follow a partition whose frames may come before the store has said where it is: until then they wait."""
-        if partition not in self.followed:
-            self.followed[partition] = Followed(UNKNOWN, "", held=[])
-            self.due.add(partition)
 
     def end(self, partition: int) -> None:
         self.followed.pop(partition, None)
@@ -87,7 +83,7 @@ class Chain:
 
     def acknowledged(self, partition: int, offset: int, history: str) -> None:
         """Remember a publish of this node: should the store lose it, this node is the witness."""
-        self.known[partition] = (offset, history)
+        self._know(partition, offset, history)
 
     def suspect(self, partitions: Iterable[int]) -> None:
         """Hold these partitions until the store has been asked: the connection was cut, or lost them."""
@@ -96,58 +92,60 @@ class Chain:
             if at is not None and at.held is None:
                 self._ask(partition, at, None)
 
-    def claims(self, partition: int) -> list[tuple[int, str]]:
-        """The highest offsets this node knows of in a partition, each with the history it was written in."""
-        told: dict[str, int] = {}
+    def read(self, partition: int, top: int, history: str) -> bool:
+        """Remember what a page or snapshot says of its partition; False when this node was told of more already.
+
+        Then the store lost something and is to be asked before the page is used. A reader's position may rest on what
+        was read alone, so a node is the witness of that too.
+        """
+        self._know(partition, top, history)
         at = self.followed.get(partition)
-        if at is not None and at.watermark != UNKNOWN:
-            told[at.history] = at.watermark
-        if partition in self.known:
-            offset, history = self.known[partition]
-            told[history] = max(offset, told.get(history, 0))
+        return at is None or at.watermark <= top
+
+    def claims(self, partition: int) -> list[tuple[int, str]]:
+        """The highest offsets this node knows of in a partition, each with the history it was written in.
+
+        One question a partition at a time: the next answer is taken to be about these.
+        """
+        told = dict(self.known.get(partition, ()))
+        at = self.followed.get(partition)
+        if at is not None:
+            told[at.history] = max(at.watermark, told.get(at.history, 0))
+        self._told[partition] = told
         return [(offset, history) for history, offset in told.items()]
 
     def answered(self, partition: int, top: int, history: str) -> None:
         """The store's answer to this partition's claims: go on from `top`, behind a gap if that is ahead of us."""
-        if partition in self.known:
-            self.known[partition] = (top, history)
+        told = self._settle(partition, top, history)
         self.due.discard(partition)
         at = self.followed.get(partition)
         if at is None:
             return
         at.history = history
-        if at.watermark == UNKNOWN:
-            at.watermark = top
-            self.events.watermark(partition, top)
-        elif top > at.watermark:
+        if top > at.watermark:
             at.watermark = top
             self.events.gap(partition, top)
         held, at.held, at.held_bytes = at.held, None, 0
         for frame in held or ():
-            self.frame(frame)
+            if frame.history == history or frame.message.offset > told.get(frame.history, 0):
+                self.frame(frame)  # else the store has told what became of it
         if at.dropped:
             at.dropped = False
             self.suspect([partition])
 
-    def reported(self, partition: int, top: int, history: str) -> None:
-        """The store's answer while live frames pass, over another connection than theirs: what it is ahead may be on
-        its way. `overdue` finds what did not come."""
-        at = self.followed.get(partition)
-        if at is None or at.held is not None or history != at.history:
-            self.answered(partition, top, history)
-            return
-        if partition in self.known:
-            self.known[partition] = (top, history)
-        if top > at.watermark:
-            self.late[partition] = top
+    def _settle(self, partition: int, top: int, history: str) -> dict[str, int]:
+        """What was told stands for itself no longer: the answer covers it. Returns it."""
+        told = self._told.pop(partition, {})
+        known = self.known.get(partition)
+        if known is not None:
+            later = {name: offset for name, offset in known.items() if offset > told.get(name, 0)}
+            later[history] = max(top, later.get(history, 0))
+            self.known[partition] = later
+        return told
 
-    def overdue(self) -> None:
-        """Called some time after `reported`: partitions that are still short of what was reported are due."""
-        for partition, top in self.late.items():
-            at = self.followed.get(partition)
-            if at is not None and at.watermark < top:
-                self.suspect([partition])
-        self.late.clear()
+    def _know(self, partition: int, offset: int, history: str) -> None:
+        known = self.known.setdefault(partition, {})
+        known[history] = max(offset, known.get(history, 0))
 
     def _ask(self, partition: int, at: Followed, frame: Frame | None) -> None:
         at.held = []
@@ -157,6 +155,7 @@ class Chain:
 
     def _hold(self, at: Followed, frame: Frame) -> None:
         assert at.held is not None
+        self._know(frame.partition, frame.message.offset, frame.history)
         if len(at.held) < HELD_FRAMES and at.held_bytes + frame.message.size <= HELD_BYTES:
             at.held.append(frame)
             at.held_bytes += frame.message.size

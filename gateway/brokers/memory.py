@@ -12,7 +12,6 @@ from gateway.brokers.chain import Chain, Frame
 from gateway.brokers.memory_store import MemoryStore
 from gateway.errors import Problem
 from gateway.message import Draft, partition_of
-from gateway.settings import Settings
 
 INBOX = 100_000  # frames announced and not looked at yet; the next one is lost, and the chain tells
 SWEEP = 1.0  # seconds between two looks for what has expired
@@ -29,10 +28,6 @@ class MemoryBroker:
         self._wake = asyncio.Event()
         self._started = asyncio.Event()
 
-    @classmethod
-    def open(cls, settings: Settings) -> MemoryBroker:
-        return cls(MemoryStore(settings))
-
     @property
     def connected(self) -> bool:
         return self._chain is not None
@@ -45,9 +40,6 @@ class MemoryBroker:
 
     def partition(self, channel: str) -> int:
         return partition_of(channel, self.store.settings.partitions)
-
-    async def start(self) -> None:
-        """There is nothing to find out."""
 
     async def run(self, events: Events) -> None:
         self._chain = Chain(events)
@@ -103,18 +95,31 @@ class MemoryBroker:
     async def publish(self, draft: Draft) -> Receipt:
         partition = self.partition(draft.channel)
         known = self.chain.known.get(partition)
-        if known is not None and known[1] != self.store.history:
+        if known is not None and known.keys() != {self.store.history}:
             self._check(partition)  # another store process: what is gone must be told before its place is taken
         receipt = self.store.publish(draft)
-        if not receipt.duplicate:
-            self.chain.acknowledged(partition, receipt.offset, self.store.history)
+        self.chain.acknowledged(partition, receipt.offset, self.store.history)
         return receipt
 
     async def read(self, channel: str, since: int, limit: int) -> Page:
-        return self.store.read(channel, since, limit)
+        page = self.store.read(channel, since, limit)
+        if not self._told(channel, page.top):
+            page = self.store.read(channel, since, limit)
+        return page
 
     async def snapshot(self, channel: str) -> Snapshot:
-        return self.store.snapshot(channel)
+        snapshot = self.store.snapshot(channel)
+        if not self._told(channel, snapshot.offset):
+            snapshot = self.store.snapshot(channel)
+        return snapshot
+
+    def _told(self, channel: str, top: int) -> bool:
+        """Note what was read; False when it had to be checked, because it is less than this node was told."""
+        partition = self.partition(channel)
+        if self.chain.read(partition, top, self.store.history):
+            return True
+        self._check(partition)
+        return False
 
     async def position_at(self, channel: str, time: int) -> int:
         return time  # offsets are times

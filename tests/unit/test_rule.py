@@ -1,0 +1,124 @@
+"""The one rule over the product's own store, chains, hubs and sessions, in worlds where everything goes wrong.
+
+A run is one seed of `tests.support.world`. `make chaos`, or RINGCAST_RUNS=20000 with any number, takes as many new
+seeds as that; without it the seeds are always the same.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from dataclasses import replace
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from gateway.brokers.base import Page
+from gateway.brokers.chain import Chain, Followed, Frame
+from gateway.brokers.memory_store import Log, MemoryStore, Part
+from gateway.recent import Channel
+from gateway.settings import Policy
+from tests.support.simulated_node import Parts, WatchedHub
+from tests.support.world import World, run
+
+RUNS = int(os.environ.get("RINGCAST_RUNS", "0"))
+SEEDS = [random.randrange(1 << 40) for _ in range(RUNS)] if RUNS else range(400)
+
+
+def test_nothing_is_missed_silently_repeated_or_kept_beyond_its_bound() -> None:
+    faults = {seed: world.faults[0] for seed in SEEDS if (world := run(seed)).faults}
+    assert not faults
+
+
+@settings(
+    max_examples=RUNS // 10 or 25, derandomize=not RUNS, deadline=None, database=None,
+    phases=[Phase.generate, Phase.shrink], suppress_health_check=list(HealthCheck),
+)  # fmt: skip
+@given(st.randoms(use_true_random=False), st.integers(min_value=1, max_value=60))
+def test_short_lives_hold_too_and_a_failing_one_shrinks(source: random.Random, steps: int) -> None:
+    world = World(source)
+    for _ in range(steps):
+        world.step()
+    world.settle()
+    assert not world.faults
+
+
+# ---------------------------------------------------------------- every part of the rule is needed
+
+
+class NoEdge(MemoryStore):
+    """A channel that holds nothing shows every position."""
+
+    def empty_edge(self, part: Part, policy: Policy) -> int:
+        return 0
+
+
+class ShowsAll(MemoryStore):
+    def shown(self, log: Log, first: int, since: int) -> bool:
+        return True
+
+
+class NoFloor(MemoryStore):
+    def read(self, channel: str, since: int, limit: int) -> Page:
+        return replace(super().read(channel, since, limit), floor=0)
+
+
+class NoTakeover(MemoryStore):
+    """Nobody's claim is ever found lost."""
+
+    def lost(self, part: Part, told: int, history: str) -> bool:
+        return False
+
+
+class NoTakeovers(MemoryStore):
+    """A claim is compared with the highest offset alone, whoever wrote that."""
+
+    def lost(self, part: Part, told: int, history: str) -> bool:
+        return told > part.top
+
+
+class NoTime(MemoryStore):
+    """Offsets are plain numbers: a store that lost some issues them again."""
+
+    def next_offset(self, part: Part) -> int:
+        return part.top + 1
+
+
+class NoChain(Chain):
+    def follows(self, at: Followed, frame: Frame) -> bool:
+        return True
+
+
+class NoHistory(Chain):
+    """Frames are taken for what their offsets say. Offsets that contain time tell the same, as long as they do."""
+
+    def same_history(self, at: Followed, frame: Frame) -> bool:
+        return True
+
+
+class NoAhead(WatchedHub):
+    def ahead(self, channel: Channel, since: int) -> int:
+        return 0
+
+
+WITHOUT = {  # and a seed that shows it, so that the search is short
+    "edge": (Parts(store=NoEdge), 8),
+    "shown": (Parts(store=ShowsAll), 1),
+    "floor": (Parts(store=NoFloor), 10),
+    "takeover": (Parts(store=NoTakeover), 1),
+    "takeovers": (Parts(store=NoTakeovers), 48),
+    "time": (Parts(store=NoTime), 177),
+    "chain": (Parts(chain=NoChain), 1),
+    "history and time": (Parts(store=NoTime, chain=NoHistory), 4),
+    "ahead": (Parts(hub=NoAhead), 11),
+    "witness": (Parts(witness=False), 71),
+    "check": (Parts(checks=False), 0),
+}
+
+
+@pytest.mark.parametrize("part", WITHOUT)
+def test_a_run_fails_without(part: str) -> None:
+    parts, likely = WITHOUT[part]
+    seeds = [likely, *range(5000)]
+    assert any(run(seed, parts).faults for seed in seeds), f"{part} is not needed, or no run shows it"
