@@ -1,5 +1,6 @@
 # make demo   the gateway, the demo's backend and its page; prints the address to open
 # make test   every test, from nothing: makes .venv, installs, then runs (a file or folder: make test T=tests/unit)
+# make chaos  the long ones: stores that fail over, and what takes minutes
 # make check  ruff and mypy
 # The Python is the first that is new enough; another one: make test PYTHON=/opt/python3.13/bin/python3
 
@@ -11,14 +12,17 @@ T ?= tests
 WORKERS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test check clean
+.PHONY: demo test chaos check clean
 .DELETE_ON_ERROR:
 
 demo: .venv/gateway
 	$(BIN)/python -m client_demo
 
-test: .venv/dev .venv/browser
+test: .venv/dev .venv/servers
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(T)
+
+chaos: .venv/dev .venv/servers
+	$(BIN)/python -m pytest -m chaos $(T)
 
 check: .venv/dev
 	$(BIN)/ruff check .
@@ -44,8 +48,9 @@ clean:
 	$(BIN)/python -m pip install --quiet --editable '.[gateway]' --group dev
 	@touch $@ .venv/gateway
 
-.venv/browser: .venv/dev
+.venv/servers: .venv/dev
 	@command -v chromium >/dev/null || .ci/debian chromium
 	@command -v curl >/dev/null || .ci/debian curl
+	@command -v redis-server >/dev/null || .ci/debian redis-server
 	@$(BIN)/playwright --version >/dev/null 2>&1 || .ci/debian libatomic1  # which its driver, a Node.js, is linked to
 	@touch $@

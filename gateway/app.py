@@ -15,8 +15,8 @@ from starlette.staticfiles import StaticFiles
 
 from gateway import api
 from gateway.auth import Authenticator
+from gateway.brokers import open_broker
 from gateway.brokers.memory import MemoryBroker
-from gateway.brokers.memory_store import MemoryStore
 from gateway.http import exception_handlers
 from gateway.metrics import Metrics
 from gateway.node import Node
@@ -32,11 +32,10 @@ ALLOWED = ["Authorization", "Content-Type", "Idempotency-Key", "If-None-Match", 
 def create_app(settings: Settings) -> Starlette:
     """One node as an ASGI application; `app.state.node` is the node. Raises ConfigError."""
     metrics = Metrics()
-    store = MemoryStore(settings)
     auth = Authenticator(settings)
-    node = Node(settings, MemoryBroker(store), auth, metrics)
+    node = Node(settings, open_broker(settings), auth, metrics)
     auth.spend = spend_by(node.broker.publish)
-    _measure(metrics, node, store)
+    _measure(metrics, node)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -67,7 +66,7 @@ def create_app(settings: Settings) -> Starlette:
     return app
 
 
-def _measure(metrics: Metrics, node: Node, store: MemoryStore) -> None:
+def _measure(metrics: Metrics, node: Node) -> None:
     hub, settings = node.hub, node.settings
     metrics.connections = lambda: node.connections
     metrics.sessions = lambda: len(hub.sessions)
@@ -78,9 +77,11 @@ def _measure(metrics: Metrics, node: Node, store: MemoryStore) -> None:
     metrics.tasks = lambda: len(asyncio.all_tasks())
     metrics.budget_used = lambda: hub.budget.used + hub.recent.bytes
     metrics.budget_limit = lambda: hub.budget.limit
-    metrics.store_used = lambda: store.state.bytes
-    metrics.store_limit = lambda: settings.store_bytes
-    metrics.ids_used = lambda: store.state.ids.bytes
-    metrics.ids_limit = lambda: settings.idempotency_bytes
     metrics.connected = lambda: node.broker.connected
     metrics.draining = lambda: node.draining
+    if isinstance(node.broker, MemoryBroker):  # any other store has metrics of its own
+        store = node.broker.store
+        metrics.store_used = lambda: store.state.bytes
+        metrics.store_limit = lambda: settings.store_bytes
+        metrics.ids_used = lambda: store.state.ids.bytes
+        metrics.ids_limit = lambda: settings.idempotency_bytes

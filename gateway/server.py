@@ -102,7 +102,8 @@ class Server(uvicorn.Server):
         self.node: Node = app.state.node
         self.node.on_death = self._died
         self.exit_code = 0
-        self.unwritable: OSError | None = None  # why stdout did not take the ready line
+        # Why it does not serve: stdout did not take the ready line, or the store cannot be used with these settings.
+        self.refused: OSError | ConfigError | None = None
         self._hurry = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -113,6 +114,11 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
+        try:
+            await self.node.broker.start()
+        except ConfigError as error:
+            self.refused, self.should_exit = error, True
+            return
         await super().startup(sockets)
         if self.should_exit:
             self.exit_code = 1
@@ -123,7 +129,7 @@ class Server(uvicorn.Server):
         try:
             print(f"ringcast ready {url} node={self.settings.node} broker={broker}", flush=True)
         except OSError as error:  # whoever started it waits for this line, and would wait for ever
-            self.unwritable = error
+            self.refused = error
             self.should_exit = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -168,8 +174,9 @@ def serve(settings: Settings) -> int:
     listener = _listen(settings)
     server = Server(app, settings)
     server.run(sockets=[listener])
-    if server.unwritable is not None:
-        raise server.unwritable
+    listener.close()
+    if server.refused is not None:
+        raise server.refused
     return server.exit_code
 
 

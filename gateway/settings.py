@@ -17,7 +17,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 CLIENT_VARIABLES = {"RINGCAST_URL", "RINGCAST_API_KEY", "RINGCAST_TOKEN", "RINGCAST_CONFIG"}
-PLANNED_BROKERS = ("redis", "rediss", "redis+sentinel", "redis+cluster", "nats")
+BROKERS = ("memory", "redis", "rediss", "redis+sentinel", "redis+cluster")
+PLANNED_BROKERS = ("nats",)
 MAKE_A_KEY = "python3 -c 'import secrets; print(secrets.token_urlsafe(32))'"
 _PREFIX = "RINGCAST_"
 _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -167,9 +168,9 @@ class Settings(BaseSettings):
     def _known_broker(cls, url: str) -> str:
         scheme = url.partition("://")[0]
         if scheme in PLANNED_BROKERS:
-            raise ValueError(f"{scheme}:// is not in this version; the broker it has is memory://")
-        if url != "memory://":
-            raise ValueError("is not the URL of a broker; write memory://")
+            raise ValueError(f"{scheme}:// is not in this version; there are memory:// and redis://")
+        if scheme not in BROKERS or "://" not in url or (scheme == "memory" and url != "memory://"):
+            raise ValueError("is not the URL of a broker; write memory:// or redis://host:6379")
         return url
 
     @field_validator("node")

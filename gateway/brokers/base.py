@@ -65,6 +65,7 @@ class Page:
     top: int  # the partition's highest offset
     messages: list[Message]
     more: bool
+    until: int = 0  # where there is more: what this page covers, should that be further than its last message
 
     @property
     def continuous(self) -> bool:
@@ -76,14 +77,16 @@ class Page:
 
     @property
     def reached(self) -> int:
-        return self.messages[-1].offset if self.more else max(self.top, self.start)
+        if not self.more:
+            return max(self.top, self.start)
+        return max(self.until, self.messages[-1].offset if self.messages else self.start)
 
     @property
     def begins(self) -> int:
         """The position from which on nothing is missing here: `since`, or right before the first of `messages`."""
         if self.continuous:
             return self.since
-        return self.messages[0].offset - 1 if self.messages else self.top
+        return self.messages[0].offset - 1 if self.messages else self.reached
 
     def proof(self) -> Page:
         """The page without its messages, which are read again: what it proves, up to where they begin."""
@@ -117,6 +120,13 @@ class Broker(Protocol):
 
         Channels of one number share a chain of offsets. It is the channel's partition, unless the store keeps several
         chains for one.
+        """
+
+    async def start(self) -> None:
+        """Look at the store once, before anything else.
+
+        Raises ConfigError where it cannot be used, as by a node with another number of partitions. That it is away is
+        no error: `run` goes on trying.
         """
 
     async def run(self, events: Events) -> None:

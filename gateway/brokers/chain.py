@@ -15,6 +15,7 @@ from gateway.message import Message
 
 HELD_FRAMES = 10_000  # per partition, while the store is asked
 HELD_BYTES = 16 << 20
+UNKNOWN = -1  # the watermark of a partition that is new here
 
 
 @dataclass(slots=True)
@@ -46,6 +47,7 @@ class Chain:
     followed: dict[int, Followed] = field(default_factory=dict)
     due: set[int] = field(default_factory=set)
     known: dict[int, dict[str, int]] = field(default_factory=dict)
+    late: dict[int, int] = field(default_factory=dict)  # offsets the store has issued and this node has not seen yet
     _told: dict[int, dict[str, int]] = field(default_factory=dict)  # the claims that the next answer is about
 
     def begin(self, partition: int, top: int, history: str) -> None:
@@ -53,6 +55,12 @@ class Chain:
         self._settle(partition, top, history)
         self.followed[partition] = Followed(top, history)
         self.events.watermark(partition, top)
+
+    def expect(self, partition: int) -> None:
+        """Follow a partition whose frames may come before the store has said where it is: until then they wait."""
+        if partition not in self.followed:
+            self.followed[partition] = Followed(UNKNOWN, "", held=[])
+            self.due.add(partition)
 
     def end(self, partition: int) -> None:
         self.followed.pop(partition, None)
@@ -102,6 +110,13 @@ class Chain:
         at = self.followed.get(partition)
         return at is None or at.watermark <= top
 
+    def history(self, partition: int) -> str:
+        """The history that a publish is to find in a partition, or the store is to be checked first; "" for any.
+
+        A node that knows of more than one names them all, which is none that a store is in.
+        """
+        return "+".join(sorted(self.known.get(partition, ())))
+
     def claims(self, partition: int) -> list[tuple[int, str]]:
         """The highest offsets this node knows of in a partition, each with the history it was written in.
 
@@ -109,7 +124,7 @@ class Chain:
         """
         told = dict(self.known.get(partition, ()))
         at = self.followed.get(partition)
-        if at is not None:
+        if at is not None and at.watermark != UNKNOWN:
             told[at.history] = max(at.watermark, told.get(at.history, 0))
         self._told[partition] = told
         return [(offset, history) for history, offset in told.items()]
@@ -122,7 +137,10 @@ class Chain:
         if at is None:
             return
         at.history = history
-        if top > at.watermark:
+        if at.watermark == UNKNOWN:
+            at.watermark = top
+            self.events.watermark(partition, top)
+        elif top > at.watermark:
             at.watermark = top
             self.events.gap(partition, top)
         held, at.held, at.held_bytes = at.held, None, 0
@@ -132,6 +150,25 @@ class Chain:
         if at.dropped:
             at.dropped = False
             self.suspect([partition])
+
+    def reported(self, partition: int, top: int, history: str) -> None:
+        """The store's answer while live frames pass, over another connection than theirs: what it is ahead may be on
+        its way. `overdue` finds what did not come."""
+        at = self.followed.get(partition)
+        if at is None or at.held is not None or history != at.history:
+            self.answered(partition, top, history)
+            return
+        self._settle(partition, top, history)
+        if top > at.watermark:
+            self.late[partition] = top
+
+    def overdue(self) -> None:
+        """Called some time after `reported`: partitions that are still short of what was reported are due."""
+        for partition, top in self.late.items():
+            at = self.followed.get(partition)
+            if at is not None and at.watermark < top:
+                self.suspect([partition])
+        self.late.clear()
 
     def _settle(self, partition: int, top: int, history: str) -> dict[str, int]:
         """What was told stands for itself no longer: the answer covers it. Returns it."""

@@ -12,6 +12,7 @@ from gateway.brokers.chain import Chain, Frame
 from gateway.brokers.memory_store import MemoryStore
 from gateway.errors import Problem
 from gateway.message import Draft, partition_of
+from gateway.settings import Settings
 
 INBOX = 100_000  # frames announced and not looked at yet; the next one is lost, and the chain tells
 SWEEP = 1.0  # seconds between two looks for what has expired
@@ -28,6 +29,10 @@ class MemoryBroker:
         self._wake = asyncio.Event()
         self._started = asyncio.Event()
 
+    @classmethod
+    def open(cls, settings: Settings) -> MemoryBroker:
+        return cls(MemoryStore(settings))
+
     @property
     def connected(self) -> bool:
         return self._chain is not None
@@ -40,6 +45,9 @@ class MemoryBroker:
 
     def partition(self, channel: str) -> int:
         return partition_of(channel, self.store.settings.partitions)
+
+    async def start(self) -> None:
+        """There is nothing to find out."""
 
     async def run(self, events: Events) -> None:
         self._chain = Chain(events)
@@ -94,8 +102,7 @@ class MemoryBroker:
 
     async def publish(self, draft: Draft) -> Receipt:
         partition = self.partition(draft.channel)
-        known = self.chain.known.get(partition)
-        if known is not None and known.keys() != {self.store.history}:
+        if self.chain.history(partition) not in ("", self.store.history):
             self._check(partition)  # another store process: what is gone must be told before its place is taken
         receipt = self.store.publish(draft)
         self.chain.acknowledged(partition, receipt.offset, self.store.history)

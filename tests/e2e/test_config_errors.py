@@ -35,7 +35,7 @@ def test_all_that_is_wrong_is_told_at_once_and_no_secret_with_it(command: tuple[
     config = tmp_path / "ringcast.toml"
     config.write_text('drain = "soon"\nprot = 1\n')
     done = ringcast(
-        *command, "--config", str(config), RINGCAST_BROKER="redis://:hunter2@cache",
+        *command, "--config", str(config), RINGCAST_BROKER="amqp://:hunter2@cache",
         RINGCAST_JWT_HMAC_KEY="hunter2", RINGCAST_API_KEYS="hunter2 with spaces",
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (2, "")

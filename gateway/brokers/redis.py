@@ -1,0 +1,379 @@
+"""Redis and Valkey: one server, Sentinel or Cluster. Pub/sub carries live messages, streams and hashes keep them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Collection, Iterable
+from contextlib import suppress
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.asyncio.cluster import RedisCluster
+from redis.exceptions import NoScriptError, RedisError, ResponseError
+
+from gateway.brokers import redis_store as store
+from gateway.brokers.base import Events, Page, Receipt, Snapshot
+from gateway.brokers.chain import Chain
+from gateway.brokers.redis_live import Address, LiveConnection, LiveError
+from gateway.brokers.redis_servers import Servers, Url
+from gateway.errors import Problem
+from gateway.message import Draft, partition_of
+from gateway.settings import ConfigError, Settings
+
+log = logging.getLogger("ringcast.redis")
+
+WITHIN = 2.0  # seconds for any answer of the store; then it counts as away
+PING = 1.0  # seconds of silence after which a live connection is asked for a sign of life
+BATCH = 200  # publishes that share a pipeline
+CHECKED = 256  # partitions that share one
+GRACE = 1.0  # seconds that a message may take from the store to here before it counts as lost
+BACKOFF = 2.0  # seconds between two attempts to reach the store, at most
+
+_AWAY = (RedisError, OSError, TimeoutError)
+
+
+class RedisBroker:
+    """A node's connections to the store: a pool for commands, and for each server one that listens."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Raises ConfigError for a URL that cannot work."""
+        self.settings = settings
+        self.url = Url.parse(settings.broker)
+        self.names = store.Names(self.url.prefix, settings.partitions)
+        self._servers = Servers(self.url, WITHIN)
+        self._client: Redis | RedisCluster = self._servers.client
+        self._chain: Chain | None = None
+        self._started = asyncio.Event()
+        self._connected = False
+        self._live: dict[Address, LiveConnection] = {}
+        self._at: dict[int, Address] = {}  # where each followed partition is listened to
+        self._homeless: set[int] = set()
+        self._nudged = asyncio.Event()
+        self._queue: list[tuple[Draft, asyncio.Future[Receipt]]] = []
+        self._flushing: asyncio.Task[None] | None = None
+
+    @classmethod
+    def open(cls, settings: Settings) -> RedisBroker:
+        return cls(settings)
+
+    @property
+    def connected(self) -> bool:
+        return self._connected
+
+    @property
+    def chain(self) -> Chain:
+        if self._chain is None:
+            raise Problem("unavailable", "The node is starting: try again in a second", retry_after=1)
+        return self._chain
+
+    def partition(self, channel: str) -> int:
+        return partition_of(channel, self.settings.partitions)
+
+    async def position_at(self, channel: str, time: int) -> int:
+        return time  # offsets are times
+
+    async def start(self) -> None:
+        try:
+            await self._claim()
+        except _AWAY as error:
+            log.warning("the store does not answer yet: %s", error)
+
+    async def _claim(self) -> None:
+        """What a node must agree on with the store and every other node. Raises ConfigError."""
+        client: Any = self._client
+        meta = f"{self.url.prefix}:meta"
+        await client.hsetnx(meta, "partitions", self.settings.partitions)
+        partitions = int(await client.hget(meta, "partitions"))
+        if partitions != self.settings.partitions:
+            raise ConfigError(
+                f"partitions: this deployment has {partitions} and this node {self.settings.partitions}; messages"
+                " would be looked for in the wrong places: set the same number, or another prefix in the broker's URL"
+            )
+        memory = await client.info("memory")
+        for found in [memory] if "maxmemory_policy" in memory else memory.values():
+            if found["maxmemory_policy"] != "noeviction":
+                raise ConfigError(
+                    f"broker: Redis has maxmemory-policy {found['maxmemory_policy']} and would drop messages in"
+                    " silence: set it to noeviction"
+                )
+
+    # ---------------------------------------------------------------- live
+
+    async def run(self, events: Events) -> None:
+        self._chain = Chain(events)
+        self._started.set()
+        attempts = 0
+        try:
+            while True:
+                began = asyncio.get_running_loop().time()
+                try:
+                    await self._listen()
+                except _AWAY as error:
+                    log.warning("the connection to Redis is lost: %s", error or type(error).__name__)
+                finally:
+                    self._connected = False
+                    for live in self._live.values():
+                        live.close()
+                    self._live.clear()
+                    self._at.clear()
+                if asyncio.get_running_loop().time() - began > 10:
+                    attempts = 0
+                attempts += 1
+                await asyncio.sleep(random.uniform(0, min(BACKOFF, 0.05 * 2**attempts)))  # noqa: S311
+                with suppress(*_AWAY):
+                    async with asyncio.timeout(WITHIN):
+                        await self._servers.refresh()
+        finally:
+            self._started.clear()
+            self._chain = None
+
+    async def _listen(self) -> None:
+        """Connect, subscribe, check; then see to it that all of it stays so. Ends by raising."""
+        chain, loop = self.chain, asyncio.get_running_loop()
+        await self._load()
+        await self._place(chain.followed)
+        chain.suspect(chain.followed)
+        await self._ask(chain.due)
+        self._connected = True
+        overdue_at = loop.time() + GRACE
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(GRACE / 4):
+                    await self._nudged.wait()
+            self._nudged.clear()
+            self._stay_alive(loop.time())
+            if self._homeless:
+                lost, self._homeless = self._homeless, set()
+                await self._servers.refresh()
+                await self._place(lost)
+                chain.suspect(lost)
+            if loop.time() >= overdue_at:
+                chain.overdue()
+                overdue_at = loop.time() + GRACE
+            if chain.due:
+                await self._ask(chain.due)
+
+    def _stay_alive(self, now: float) -> None:
+        for address, live in self._live.items():
+            if live.closed.done():
+                raise LiveError(f"{address} closed the connection")
+            if now - live.heard_at > PING + WITHIN:
+                raise LiveError(f"{address} has been silent")
+            if now - live.heard_at > PING:
+                live.ping()
+
+    async def _place(self, partitions: Iterable[int]) -> None:
+        """Subscribe to partitions where their messages are announced. Raises what says that the store is away."""
+        slots = {partition: partition * store.SLOTS // self.settings.partitions for partition in partitions}
+        where = await self._servers.place(set(slots.values()))
+        groups: dict[Address, list[int]] = {}
+        for partition, slot in slots.items():
+            groups.setdefault(where[slot], []).append(partition)
+        if not groups and not self._live and not self._servers.sharded:
+            groups = {next(iter((await self._servers.place([0])).values())): []}  # to know that the store is there
+        for address, group in groups.items():
+            if address not in self._live:
+                self._live[address] = await LiveConnection.open(
+                    address, self._servers.sharded, self._on_payload, self._on_lost, WITHIN
+                )
+            await self._live[address].subscribe([self.names.subject(p) for p in group], WITHIN)
+            self._at.update(dict.fromkeys(group, address))
+
+    def _on_payload(self, subject: bytes, payload: bytes) -> None:
+        chain = self.chain
+        chain.frame(store.decode_frame(self.names.partition_of_subject[subject], payload))
+        if chain.due:
+            self._nudged.set()
+
+    def _on_lost(self, subject: bytes) -> None:
+        partition = self.names.partition_of_subject[subject]
+        if partition in self.chain.followed:
+            self._homeless.add(partition)
+            self._nudged.set()
+
+    async def subscribe(self, partitions: Collection[int]) -> None:
+        await self._started.wait()
+        chain = self.chain
+        new = [partition for partition in partitions if partition not in chain.followed]
+        if not self._connected:
+            raise Problem("unavailable", "The store does not answer: try again soon", retry_after=1)
+        for partition in new:
+            chain.expect(partition)
+        try:
+            await self._place(new)
+            await self._ask(new)
+        except _AWAY as error:
+            for partition in new:
+                chain.end(partition)
+            raise _away(error) from error
+
+    async def unsubscribe(self, partitions: Collection[int]) -> None:
+        for partition in partitions:
+            self.chain.end(partition)
+            address = self._at.pop(partition, None)
+            if address in self._live:
+                self._live[address].unsubscribe([self.names.subject(partition)])
+
+    # ---------------------------------------------------------------- checking
+
+    async def check(self, partitions: Collection[int]) -> None:
+        chain = self.chain
+        try:
+            await self._ask({*partitions, *chain.known}, live=True)
+        except _AWAY as error:
+            raise _away(error) from error
+
+    async def _ask(self, partitions: Iterable[int], live: bool = False) -> None:
+        """Tell the store what is known of these partitions, and go on from what it answers."""
+        chain, asked = self.chain, list(partitions)
+        for start in range(0, len(asked), CHECKED):
+            some = asked[start : start + CHECKED]
+            calls = []
+            for partition in some:
+                claims = [word for claim in chain.claims(partition) for word in claim]
+                calls.append((store.CHECK, [self.names.part(partition)], claims))
+            for partition, answer in zip(some, await self._call(calls), strict=True):
+                if isinstance(answer, Exception):
+                    raise answer
+                top, history = int(answer[0]), answer[1].decode()
+                if live and answer[2] == b"0":
+                    chain.reported(partition, top, history)
+                else:
+                    chain.answered(partition, top, history)
+
+    async def _call(self, calls: Iterable[tuple[store.Script, list[bytes], list[Any]]]) -> list[Any]:
+        """Run scripts in one round trip for each server. An answer may be an exception."""
+        calls = list(calls)
+        async with asyncio.timeout(WITHIN):
+            answers = await self._pipeline(calls)
+            again = [number for number, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
+            if again:
+                await self._load()
+                for number, answer in zip(again, await self._pipeline([calls[n] for n in again]), strict=True):
+                    answers[number] = answer
+        return answers
+
+    async def _pipeline(self, calls: list[tuple[store.Script, list[bytes], list[Any]]]) -> list[Any]:
+        pipeline: Any = self._client.pipeline(transaction=False)
+        for script, keys, arguments in calls:
+            pipeline.execute_command("EVALSHA", script.sha, len(keys), *keys, *arguments)
+        answers: list[Any] = await pipeline.execute(raise_on_error=False)
+        return answers
+
+    async def _load(self) -> None:
+        client: Any = self._client
+        async with asyncio.timeout(WITHIN):
+            for script in (store.PUBLISH, store.CHECK):
+                await client.script_load(script.text)
+
+    # ---------------------------------------------------------------- publishing
+
+    async def publish(self, draft: Draft) -> Receipt:
+        """What is published at the same time shares a pipeline."""
+        future: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
+        self._queue.append((draft, future))
+        if self._flushing is None or self._flushing.done():
+            self._flushing = asyncio.create_task(self._flush(), name="redis publisher")
+        return await future
+
+    async def _flush(self) -> None:
+        await asyncio.sleep(0)  # everything of this turn of the loop comes along
+        while self._queue:
+            batch, self._queue = self._queue[:BATCH], self._queue[BATCH:]
+            try:
+                await self._publish(batch)
+            except Exception as error:  # told to each publisher, and to nobody twice
+                problem = _away(error) if isinstance(error, _AWAY) else error
+                for _, future in batch:
+                    if not future.done():
+                        future.set_exception(problem)
+
+    async def _publish(self, batch: list[tuple[Draft, asyncio.Future[Receipt]]]) -> None:
+        chain, settings = self.chain, self.settings
+        places = [partition_of(draft.channel, settings.partitions) for draft, _ in batch]
+        calls = []
+        for (draft, _), partition in zip(batch, places, strict=True):
+            keys, arguments = store.publish_call(
+                self.names, partition, draft, settings.policy(draft.channel), chain.history(partition),
+                settings.idempotency_window, self._servers.sharded,
+            )  # fmt: skip
+            calls.append((store.PUBLISH, keys, arguments))
+        again: list[tuple[Draft, asyncio.Future[Receipt]]] = []
+        strangers: set[int] = set()
+        for (draft, future), partition, answer in zip(batch, places, await self._call(calls), strict=True):
+            if future.done():
+                continue
+            try:
+                if isinstance(answer, Exception):
+                    raise answer
+                found = store.receipt(draft, answer)
+            except Problem as problem:
+                future.set_exception(problem)
+            except RedisError as error:
+                future.set_exception(_away(error))
+            else:
+                if found is None:  # another server process: what is gone must be told before its place is taken
+                    strangers.add(partition)
+                    again.append((draft, future))
+                else:
+                    receipt, history = found
+                    if history:
+                        chain.acknowledged(partition, receipt.offset, history)
+                    future.set_result(receipt)
+        if strangers:
+            await self._ask(strangers)
+            self._queue[:0] = again
+
+    # ---------------------------------------------------------------- reading
+
+    async def read(self, channel: str, since: int, limit: int) -> Page:
+        policy, names = self.settings.policy(channel), self.names
+        partition = partition_of(channel, self.settings.partitions)
+        stream = names.log(partition, channel)
+        pipeline: Any = self._client.pipeline(transaction=True)
+        pipeline.time()
+        pipeline.hmget(names.part(partition), "floor", "top")
+        pipeline.xrevrange(stream, f"{since}-0", "-", count=1)
+        pipeline.xrange(stream, f"({since}-0", "+", count=limit + 1)
+        if policy.slow == "latest":
+            pipeline.hgetall(names.keys(partition, channel))
+        (seconds, micros), part, held, after, *table = await self._view(pipeline, partition)
+        now = seconds * 1_000_000 + micros
+        return store.page(
+            channel, since, limit, self.settings.page_bytes, policy, now, part, held, after, table[0] if table else {}
+        )
+
+    async def snapshot(self, channel: str) -> Snapshot:
+        partition = partition_of(channel, self.settings.partitions)
+        pipeline: Any = self._client.pipeline(transaction=True)
+        pipeline.time()
+        pipeline.hmget(self.names.part(partition), "floor", "top")
+        pipeline.hgetall(self.names.keys(partition, channel))
+        (seconds, micros), part, table = await self._view(pipeline, partition)
+        return store.snapshot(channel, seconds * 1_000_000 + micros, part, table)
+
+    async def _view(self, pipeline: Any, partition: int) -> list[Any]:
+        """One atomic view; the second answer is floor and top. A partition that is not there yet begins."""
+        try:
+            async with asyncio.timeout(2 * WITHIN):
+                answers: list[Any] = await pipeline.execute()
+                if answers[1][1] is None:
+                    top, _, _ = (await self._call([(store.CHECK, [self.names.part(partition)], [])]))[0]
+                    answers[1] = [top, top]
+        except _AWAY as error:
+            raise _away(error) from error
+        return answers
+
+    async def close(self) -> None:
+        if self._flushing is not None:
+            self._flushing.cancel()
+            await asyncio.gather(self._flushing, return_exceptions=True)
+        await self._servers.close()
+
+
+def _away(error: BaseException) -> Problem:
+    why = str(error) if isinstance(error, ResponseError) else type(error).__name__
+    log.warning("the store is away: %s: %s", type(error).__name__, error)
+    return Problem("unavailable", f"The store does not answer ({why}): try again soon", retry_after=1)
