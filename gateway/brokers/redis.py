@@ -53,6 +53,7 @@ class RedisBroker:
         self._nudged = asyncio.Event()
         self._queue: list[tuple[Draft, asyncio.Future[Receipt]]] = []
         self._flushing: asyncio.Task[None] | None = None
+        self._asking = asyncio.Lock()  # an answer is about the claims that were made last
 
     @classmethod
     def open(cls, settings: Settings) -> RedisBroker:
@@ -227,21 +228,25 @@ class RedisBroker:
 
     async def _ask(self, partitions: Iterable[int], live: bool = False) -> None:
         """Tell the store what is known of these partitions, and go on from what it answers."""
-        chain, asked = self.chain, list(partitions)
+        asked = list(partitions)
         for start in range(0, len(asked), CHECKED):
-            some = asked[start : start + CHECKED]
-            calls = []
-            for partition in some:
-                claims = [word for claim in chain.claims(partition) for word in claim]
-                calls.append((store.CHECK, [self.names.part(partition)], claims))
-            for partition, answer in zip(some, await self._call(calls), strict=True):
-                if isinstance(answer, Exception):
-                    raise answer
-                top, history = int(answer[0]), answer[1].decode()
-                if live and answer[2] == b"0":
-                    chain.reported(partition, top, history)
-                else:
-                    chain.answered(partition, top, history)
+            async with self._asking:
+                await self._ask_some(asked[start : start + CHECKED], live)
+
+    async def _ask_some(self, partitions: list[int], live: bool) -> None:
+        chain = self.chain
+        calls = []
+        for partition in partitions:
+            claims = [word for claim in chain.claims(partition) for word in claim]
+            calls.append((store.CHECK, [self.names.part(partition)], claims))
+        for partition, answer in zip(partitions, await self._call(calls), strict=True):
+            if isinstance(answer, Exception):
+                raise answer
+            top, history = int(answer[0]), answer[1].decode()
+            if live and answer[2] == b"0":
+                chain.reported(partition, top, history)
+            else:
+                chain.answered(partition, top, history)
 
     async def _call(self, calls: Iterable[tuple[store.Script, list[bytes], list[Any]]]) -> list[Any]:
         """Run scripts in one round trip for each server. An answer may be an exception."""
@@ -295,9 +300,11 @@ class RedisBroker:
         places = [partition_of(draft.channel, settings.partitions) for draft, _ in batch]
         calls = []
         for (draft, _), partition in zip(batch, places, strict=True):
+            histories = list(chain.known.get(partition, ()))
+            known = histories[0] if len(histories) == 1 else "several" if histories else ""
             keys, arguments = store.publish_call(
-                self.names, partition, draft, settings.policy(draft.channel), chain.history(partition),
-                settings.idempotency_window, self._servers.sharded,
+                self.names, partition, draft, settings.policy(draft.channel), known, settings.idempotency_window,
+                self._servers.sharded,
             )  # fmt: skip
             calls.append((store.PUBLISH, keys, arguments))
         again: list[tuple[Draft, asyncio.Future[Receipt]]] = []
@@ -319,8 +326,7 @@ class RedisBroker:
                     again.append((draft, future))
                 else:
                     receipt, history = found
-                    if history:
-                        chain.acknowledged(partition, receipt.offset, history)
+                    chain.acknowledged(partition, receipt.offset, history)
                     future.set_result(receipt)
         if strangers:
             await self._ask(strangers)
@@ -329,39 +335,64 @@ class RedisBroker:
     # ---------------------------------------------------------------- reading
 
     async def read(self, channel: str, since: int, limit: int) -> Page:
+        page, history = await self._page(channel, since, limit)
+        if not await self._told(channel, page.top, history):
+            page, _ = await self._page(channel, since, limit)
+        return page
+
+    async def _told(self, channel: str, top: int, history: str) -> bool:
+        """Note what was read; False when it had to be checked, because it is less than this node was told."""
+        partition = self.partition(channel)
+        if self.chain.read(partition, top, history):
+            return True
+        try:
+            await self._ask([partition])
+        except _AWAY as error:
+            raise _away(error) from error
+        return False
+
+    async def _page(self, channel: str, since: int, limit: int) -> tuple[Page, str]:
         policy, names = self.settings.policy(channel), self.names
         partition = partition_of(channel, self.settings.partitions)
         stream = names.log(partition, channel)
         pipeline: Any = self._client.pipeline(transaction=True)
         pipeline.time()
-        pipeline.hmget(names.part(partition), "floor", "top")
+        pipeline.hmget(names.part(partition), "floor", "top", "history")
         pipeline.xrevrange(stream, f"{since}-0", "-", count=1)
         pipeline.xrange(stream, f"({since}-0", "+", count=limit + 1)
         if policy.slow == "latest":
             pipeline.hgetall(names.keys(partition, channel))
         (seconds, micros), part, held, after, *table = await self._view(pipeline, partition)
         now = seconds * 1_000_000 + micros
-        return store.page(
-            channel, since, limit, self.settings.page_bytes, policy, now, part, held, after, table[0] if table else {}
-        )
+        keys = table[0] if table else {}
+        page = store.page(channel, since, limit, self.settings.page_bytes, policy, now, part, held, after, keys)
+        return page, part[2].decode()
 
     async def snapshot(self, channel: str) -> Snapshot:
+        snapshot, history = await self._snapshot(channel)
+        if not await self._told(channel, snapshot.offset, history):
+            snapshot, _ = await self._snapshot(channel)
+        return snapshot
+
+    async def _snapshot(self, channel: str) -> tuple[Snapshot, str]:
         partition = partition_of(channel, self.settings.partitions)
         pipeline: Any = self._client.pipeline(transaction=True)
         pipeline.time()
-        pipeline.hmget(self.names.part(partition), "floor", "top")
+        pipeline.hmget(self.names.part(partition), "floor", "top", "history")
         pipeline.hgetall(self.names.keys(partition, channel))
         (seconds, micros), part, table = await self._view(pipeline, partition)
-        return store.snapshot(channel, seconds * 1_000_000 + micros, part, table)
+        return store.snapshot(channel, seconds * 1_000_000 + micros, part, table), part[2].decode()
 
     async def _view(self, pipeline: Any, partition: int) -> list[Any]:
-        """One atomic view; the second answer is floor and top. A partition that is not there yet begins."""
+        """One atomic view; the second answer is floor, top and history. A partition that is not there yet begins."""
         try:
             async with asyncio.timeout(2 * WITHIN):
                 answers: list[Any] = await pipeline.execute()
                 if answers[1][1] is None:
-                    top, _, _ = (await self._call([(store.CHECK, [self.names.part(partition)], [])]))[0]
-                    answers[1] = [top, top]
+                    begun = (await self._call([(store.CHECK, [self.names.part(partition)], [])]))[0]
+                    if isinstance(begun, Exception):
+                        raise begun
+                    answers[1] = [begun[0], begun[0], begun[1]]
         except _AWAY as error:
             raise _away(error) from error
         return answers

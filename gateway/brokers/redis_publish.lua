@@ -3,7 +3,7 @@
 -- ARGV: 1 channel  2 subject  3 body  4 retention in microseconds  5 size  6 'latest' or 'catch_up'  7 the history this
 -- node acknowledged in, or ''  8 digest of an id, or ''  9 window in ms  10 key, or ''  11 version, or ''  12 '1' for a
 -- deletion  13 life of the key in ms  14 most keys, or '0'  15 PUBLISH or SPUBLISH  16 the offset that an expiry ends
--- Answers {'ok', offset, history}, {'duplicate', offset, digest}, {'history'}, {'stale', offset, version}, {'keys', n}
+-- Answers {'ok', offset, history}, {'duplicate', offset, digest, history}, {'history'}, {'stale', offset, version}, {'keys', n}
 
 local named = 2
 local id, keys
@@ -14,7 +14,7 @@ if id then
   local known = redis.call('GET', id)
   if known then
     local offset, digest = string.match(known, '^(%d+) (.*)$')
-    return {'duplicate', offset, digest}
+    return {'duplicate', offset, digest, history}
   end
 end
 if ARGV[7] ~= '' and ARGV[7] ~= history then return {'history'} end

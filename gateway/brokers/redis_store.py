@@ -123,7 +123,7 @@ def receipt(draft: Draft, answer: Sequence[Any]) -> tuple[Receipt, str] | None:
             if answer[2].decode() != draft.digest().hex():
                 detail = f"id {draft.id!r} was used for {draft.channel} with another body: a new message needs a new id"
                 raise Problem("id_reused", detail, offset=int(answer[1]))
-            return Receipt(draft.channel, int(answer[1]), draft.id, duplicate=True), ""
+            return Receipt(draft.channel, int(answer[1]), draft.id, duplicate=True), answer[3].decode()
         case b"history":
             return None
         case b"stale":

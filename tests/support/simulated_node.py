@@ -134,7 +134,8 @@ class Node:
 
     def publish(self, draft: Draft) -> None:
         store, partition = self.world.store, self.world.partition(draft.channel)
-        if self.chain.history(partition) not in ("", store.history):
+        known = self.chain.known.get(partition)
+        if known is not None and known.keys() != {store.history}:
             self.check(partition)
         try:
             receipt = store.publish(draft)
