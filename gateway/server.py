@@ -34,23 +34,65 @@ LAST_REQUESTS = 10  # seconds that requests under way have for finishing
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """Tells the application how to cut this connection and when what it wrote has left.
+    """Bounds the head of a request, which uvicorn lets grow, and take, as long as the client likes.
 
-    Closing would wait for the peer to take what was sent.
+    Also tells the application how to cut this connection and when what it wrote has left: closing would wait for the
+    peer to take what was sent.
     """
+
+    _head_bytes = 0
+    _head_due: asyncio.TimerHandle | None = None  # set from the connection's or a request's beginning to its head's end
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         transport.set_write_buffer_limits(high=WRITE_BUFFER)
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._have_head()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._head_due is not None and not self.transport.is_closing():
+            self._head_bytes += len(data)
+            if self._head_bytes > LARGEST_HEAD:
+                self.transport.write(HEAD_TOO_LARGE)
+                self.transport.close()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         extensions = {"ringcast.abort": self.transport.abort, "ringcast.drained": self.flow.drain}
         self.scope["extensions"] = extensions  # type: ignore[typeddict-item]
+        if self._head_due is None:
+            self._await_head()
+
+    def on_headers_complete(self) -> None:
+        self._have_head()
+        super().on_headers_complete()
+
+    def _await_head(self) -> None:
+        node: Node = cast(Starlette, self.config.app).state.node
+        self._head_bytes = 0
+        self._head_due = self.loop.call_later(node.settings.stuck_after, self.transport.abort)
+
+    def _have_head(self) -> None:
+        if self._head_due is not None:
+            self._head_due.cancel()
+            self._head_due = None
 
 
 class WebSocketProtocol(WebSocketsSansIOProtocol):
-    """The same for WebSockets; and a peer that has much to read yet is not taken for dead."""
+    """The same for WebSockets; and a peer that has much to read yet is not taken for dead.
+
+    Answers a handshake that cannot be parsed, which uvicorn would leave open without a word.
+    """
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.handshake_exc is not None and not self.handshake_initiated:
+            self.transport.write(b"".join(self.conn.data_to_send()))
+            self.transport.close()
 
     def handle_connect(self, event: Any) -> None:
         super().handle_connect(event)
