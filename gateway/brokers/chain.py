@@ -110,6 +110,13 @@ class Chain:
         at = self.followed.get(partition)
         return at is None or at.watermark <= top
 
+    def history(self, partition: int) -> str:
+        """The history that a publish is to find in a partition, or the store is to be checked first; "" for any.
+
+        A node that knows of more than one names them all, which is none that a store is in.
+        """
+        return "+".join(sorted(self.known.get(partition, ())))
+
     def claims(self, partition: int) -> list[tuple[int, str]]:
         """The highest offsets this node knows of in a partition, each with the history it was written in.
 

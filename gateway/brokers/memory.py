@@ -102,8 +102,7 @@ class MemoryBroker:
 
     async def publish(self, draft: Draft) -> Receipt:
         partition = self.partition(draft.channel)
-        known = self.chain.known.get(partition)
-        if known is not None and known.keys() != {self.store.history}:
+        if self.chain.history(partition) not in ("", self.store.history):
             self._check(partition)  # another store process: what is gone must be told before its place is taken
         receipt = self.store.publish(draft)
         self.chain.acknowledged(partition, receipt.offset, self.store.history)

@@ -300,11 +300,9 @@ class RedisBroker:
         places = [partition_of(draft.channel, settings.partitions) for draft, _ in batch]
         calls = []
         for (draft, _), partition in zip(batch, places, strict=True):
-            histories = list(chain.known.get(partition, ()))
-            known = histories[0] if len(histories) == 1 else "several" if histories else ""
             keys, arguments = store.publish_call(
-                self.names, partition, draft, settings.policy(draft.channel), known, settings.idempotency_window,
-                self._servers.sharded,
+                self.names, partition, draft, settings.policy(draft.channel), chain.history(partition),
+                settings.idempotency_window, self._servers.sharded,
             )  # fmt: skip
             calls.append((store.PUBLISH, keys, arguments))
         again: list[tuple[Draft, asyncio.Future[Receipt]]] = []

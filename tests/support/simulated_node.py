@@ -134,8 +134,7 @@ class Node:
 
     def publish(self, draft: Draft) -> None:
         store, partition = self.world.store, self.world.partition(draft.channel)
-        known = self.chain.known.get(partition)
-        if known is not None and known.keys() != {store.history}:
+        if self.chain.history(partition) not in ("", store.history):
             self.check(partition)
         try:
             receipt = store.publish(draft)
