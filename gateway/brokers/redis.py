@@ -9,13 +9,12 @@ from collections.abc import Collection, Iterable
 from contextlib import suppress
 from typing import Any
 
-from redis.asyncio import Redis
-from redis.asyncio.cluster import RedisCluster
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import RedisError
 
 from gateway.brokers import redis_store as store
 from gateway.brokers.base import Events, Page, Receipt, Snapshot
 from gateway.brokers.chain import Chain
+from gateway.brokers.redis_calls import AWAY, WITHIN, Calls, away
 from gateway.brokers.redis_live import Address, LiveConnection, LiveError
 from gateway.brokers.redis_servers import Servers, Url
 from gateway.errors import Problem
@@ -24,14 +23,11 @@ from gateway.settings import ConfigError, Settings
 
 log = logging.getLogger("ringcast.redis")
 
-WITHIN = 2.0  # seconds for any answer of the store; then it counts as away
 PING = 1.0  # seconds of silence after which a live connection is asked for a sign of life
 BATCH = 200  # publishes that share a pipeline
 CHECKED = 256  # partitions that share one
 GRACE = 1.0  # seconds that a message may take from the store to here before it counts as lost
 BACKOFF = 2.0  # seconds between two attempts to reach the store, at most
-
-_AWAY = (RedisError, OSError, TimeoutError)
 
 
 class RedisBroker:
@@ -43,7 +39,7 @@ class RedisBroker:
         self.url = Url.parse(settings.broker)
         self.names = store.Names(self.url.prefix, settings.partitions)
         self._servers = Servers(self.url, WITHIN)
-        self._client: Redis | RedisCluster = self._servers.client
+        self._calls = Calls(self._servers.client)
         self._chain: Chain | None = None
         self._started = asyncio.Event()
         self._connected = False
@@ -78,12 +74,12 @@ class RedisBroker:
     async def start(self) -> None:
         try:
             await self._claim()
-        except _AWAY as error:
+        except AWAY as error:
             log.warning("the store does not answer yet: %s", error)
 
     async def _claim(self) -> None:
         """What a node must agree on with the store and every other node. Raises ConfigError."""
-        client: Any = self._client
+        client: Any = self._servers.client
         meta = f"{self.url.prefix}:meta"
         await client.hsetnx(meta, "partitions", self.settings.partitions)
         partitions = int(await client.hget(meta, "partitions"))
@@ -111,7 +107,7 @@ class RedisBroker:
                 began = asyncio.get_running_loop().time()
                 try:
                     await self._listen()
-                except _AWAY as error:
+                except AWAY as error:
                     log.warning("the connection to Redis is lost: %s", error or type(error).__name__)
                 finally:
                     self._connected = False
@@ -123,7 +119,7 @@ class RedisBroker:
                     attempts = 0
                 attempts += 1
                 await asyncio.sleep(random.uniform(0, min(BACKOFF, 0.05 * 2**attempts)))  # noqa: S311
-                with suppress(*_AWAY):
+                with suppress(*AWAY):
                     async with asyncio.timeout(WITHIN):
                         await self._servers.refresh()
         finally:
@@ -133,7 +129,7 @@ class RedisBroker:
     async def _listen(self) -> None:
         """Connect, subscribe, check; then see to it that all of it stays so. Ends by raising."""
         chain, loop = self.chain, asyncio.get_running_loop()
-        await self._load()
+        await self._calls.load()
         await self._place(chain.followed)
         chain.suspect(chain.followed)
         await self._ask(chain.due)
@@ -205,10 +201,10 @@ class RedisBroker:
         try:
             await self._place(new)
             await self._ask(new)
-        except _AWAY as error:
+        except AWAY as error:
             for partition in new:
                 chain.end(partition)
-            raise _away(error) from error
+            raise away(error) from error
 
     async def unsubscribe(self, partitions: Collection[int]) -> None:
         for partition in partitions:
@@ -223,8 +219,8 @@ class RedisBroker:
         chain = self.chain
         try:
             await self._ask({*partitions, *chain.known}, live=True)
-        except _AWAY as error:
-            raise _away(error) from error
+        except AWAY as error:
+            raise away(error) from error
 
     async def _ask(self, partitions: Iterable[int], live: bool = False) -> None:
         """Tell the store what is known of these partitions, and go on from what it answers."""
@@ -239,7 +235,7 @@ class RedisBroker:
         for partition in partitions:
             claims = [word for claim in chain.claims(partition) for word in claim]
             calls.append((store.CHECK, [self.names.part(partition)], claims))
-        for partition, answer in zip(partitions, await self._call(calls), strict=True):
+        for partition, answer in zip(partitions, await self._calls.run(calls), strict=True):
             if isinstance(answer, Exception):
                 raise answer
             top, history = int(answer[0]), answer[1].decode()
@@ -247,31 +243,6 @@ class RedisBroker:
                 chain.reported(partition, top, history)
             else:
                 chain.answered(partition, top, history)
-
-    async def _call(self, calls: Iterable[tuple[store.Script, list[bytes], list[Any]]]) -> list[Any]:
-        """Run scripts in one round trip for each server. An answer may be an exception."""
-        calls = list(calls)
-        async with asyncio.timeout(WITHIN):
-            answers = await self._pipeline(calls)
-            again = [number for number, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
-            if again:
-                await self._load()
-                for number, answer in zip(again, await self._pipeline([calls[n] for n in again]), strict=True):
-                    answers[number] = answer
-        return answers
-
-    async def _pipeline(self, calls: list[tuple[store.Script, list[bytes], list[Any]]]) -> list[Any]:
-        pipeline: Any = self._client.pipeline(transaction=False)
-        for script, keys, arguments in calls:
-            pipeline.execute_command("EVALSHA", script.sha, len(keys), *keys, *arguments)
-        answers: list[Any] = await pipeline.execute(raise_on_error=False)
-        return answers
-
-    async def _load(self) -> None:
-        client: Any = self._client
-        async with asyncio.timeout(WITHIN):
-            for script in (store.PUBLISH, store.CHECK):
-                await client.script_load(script.text)
 
     # ---------------------------------------------------------------- publishing
 
@@ -290,7 +261,7 @@ class RedisBroker:
             try:
                 await self._publish(batch)
             except Exception as error:  # told to each publisher, and to nobody twice
-                problem = _away(error) if isinstance(error, _AWAY) else error
+                problem = away(error) if isinstance(error, AWAY) else error
                 for _, future in batch:
                     if not future.done():
                         future.set_exception(problem)
@@ -307,7 +278,7 @@ class RedisBroker:
             calls.append((store.PUBLISH, keys, arguments))
         again: list[tuple[Draft, asyncio.Future[Receipt]]] = []
         strangers: set[int] = set()
-        for (draft, future), partition, answer in zip(batch, places, await self._call(calls), strict=True):
+        for (draft, future), partition, answer in zip(batch, places, await self._calls.run(calls), strict=True):
             if future.done():
                 continue
             try:
@@ -317,7 +288,7 @@ class RedisBroker:
             except Problem as problem:
                 future.set_exception(problem)
             except RedisError as error:
-                future.set_exception(_away(error))
+                future.set_exception(away(error))
             else:
                 if found is None:  # another server process: what is gone must be told before its place is taken
                     strangers.add(partition)
@@ -345,22 +316,22 @@ class RedisBroker:
             return True
         try:
             await self._ask([partition])
-        except _AWAY as error:
-            raise _away(error) from error
+        except AWAY as error:
+            raise away(error) from error
         return False
 
     async def _page(self, channel: str, since: int, limit: int) -> tuple[Page, str]:
         policy, names = self.settings.policy(channel), self.names
         partition = partition_of(channel, self.settings.partitions)
         stream = names.log(partition, channel)
-        pipeline: Any = self._client.pipeline(transaction=True)
+        pipeline: Any = self._servers.client.pipeline(transaction=True)
         pipeline.time()
         pipeline.hmget(names.part(partition), "floor", "top", "history")
         pipeline.xrevrange(stream, f"{since}-0", "-", count=1)
         pipeline.xrange(stream, f"({since}-0", "+", count=limit + 1)
         if policy.slow == "latest":
             pipeline.hgetall(names.keys(partition, channel))
-        (seconds, micros), part, held, after, *table = await self._view(pipeline, partition)
+        (seconds, micros), part, held, after, *table = await self._calls.view(pipeline, self.names.part(partition))
         now = seconds * 1_000_000 + micros
         keys = table[0] if table else {}
         page = store.page(channel, since, limit, self.settings.page_bytes, policy, now, part, held, after, keys)
@@ -374,35 +345,15 @@ class RedisBroker:
 
     async def _snapshot(self, channel: str) -> tuple[Snapshot, str]:
         partition = partition_of(channel, self.settings.partitions)
-        pipeline: Any = self._client.pipeline(transaction=True)
+        pipeline: Any = self._servers.client.pipeline(transaction=True)
         pipeline.time()
         pipeline.hmget(self.names.part(partition), "floor", "top", "history")
         pipeline.hgetall(self.names.keys(partition, channel))
-        (seconds, micros), part, table = await self._view(pipeline, partition)
+        (seconds, micros), part, table = await self._calls.view(pipeline, self.names.part(partition))
         return store.snapshot(channel, seconds * 1_000_000 + micros, part, table), part[2].decode()
-
-    async def _view(self, pipeline: Any, partition: int) -> list[Any]:
-        """One atomic view; the second answer is floor, top and history. A partition that is not there yet begins."""
-        try:
-            async with asyncio.timeout(2 * WITHIN):
-                answers: list[Any] = await pipeline.execute()
-                if answers[1][1] is None:
-                    begun = (await self._call([(store.CHECK, [self.names.part(partition)], [])]))[0]
-                    if isinstance(begun, Exception):
-                        raise begun
-                    answers[1] = [begun[0], begun[0], begun[1]]
-        except _AWAY as error:
-            raise _away(error) from error
-        return answers
 
     async def close(self) -> None:
         if self._flushing is not None:
             self._flushing.cancel()
             await asyncio.gather(self._flushing, return_exceptions=True)
         await self._servers.close()
-
-
-def _away(error: BaseException) -> Problem:
-    why = str(error) if isinstance(error, ResponseError) else type(error).__name__
-    log.warning("the store is away: %s: %s", type(error).__name__, error)
-    return Problem("unavailable", f"The store does not answer ({why}): try again soon", retry_after=1)
