@@ -12,7 +12,7 @@ from gateway.recent import Channel
 
 Item = Message | Control
 
-BATCH = 16 << 10  # bytes that a transport takes at a time; what it has taken cannot be given back
+BATCH = 64 << 10  # bytes that a transport takes at a time; what it has taken cannot be given back
 
 
 class Budget:
@@ -23,6 +23,11 @@ class Budget:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.used = 0
+
+    @property
+    def batch(self) -> int:
+        """What one session may take to write: less, the less there is left, so that a thousand stopped ones fit."""
+        return max(BATCH // 4, min(BATCH, (self.limit - self.used) // 1024))
 
 
 class Behind:
@@ -101,8 +106,10 @@ class Session:
             return True
         return not any(isinstance(item, Message) for item in self.outbox)
 
-    def take(self, limit: int = BATCH) -> list[Item]:
-        """What is to be written next, in order: about `limit` bytes at most, one item at least when there is one."""
+    def take(self, limit: int | None = None) -> list[Item]:
+        """What is to be written next, in order: at most `limit` bytes or a batch; one item at least if there is one."""
+        if limit is None:
+            limit = self.budget.batch
         taken: list[Item] = []
         size = 0
         while self.outbox and (not taken or size + self.outbox[0].size <= limit):
