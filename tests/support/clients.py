@@ -217,7 +217,7 @@ class WebSocketClient(Client):
         try:
             self.connection = await connect_websocket(
                 str(address), additional_headers=headers, subprotocols=["ringcast.v1"], compression=None,  # type: ignore[list-item]
-                max_size=None, ping_interval=None, proxy=None, open_timeout=WITHIN, close_timeout=1,
+                max_size=None, ping_interval=None, proxy=None, open_timeout=WITHIN, close_timeout=0.2,
             )  # fmt: skip
         except InvalidStatus as refusal:
             status, body = refusal.response.status_code, refusal.response.body or b"{}"
@@ -246,7 +246,7 @@ class WebSocketClient(Client):
 
     async def cut(self) -> None:
         assert self.connection is not None
-        _reset_on_close(self.connection.transport.get_extra_info("socket"))
+        reset_on_close(self.connection.transport.get_extra_info("socket"))
         self.connection.transport.abort()
 
     async def close(self) -> None:
@@ -309,7 +309,7 @@ class SSEClient(Client):
 
     async def cut(self) -> None:
         assert self.response is not None
-        _reset_on_close(self.response.extensions["network_stream"].get_extra_info("socket"))
+        reset_on_close(self.response.extensions["network_stream"].get_extra_info("socket"))
         await self.close()
 
     async def close(self) -> None:
@@ -394,5 +394,5 @@ def _refusal(status: int, body: bytes | bytearray) -> Refused:
     return Refused(KINDS[problem["code"]].close, status, problem)
 
 
-def _reset_on_close(connection: socket.socket) -> None:
+def reset_on_close(connection: socket.socket) -> None:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

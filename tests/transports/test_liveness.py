@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from tests.support.clients import PollClient, connect, decode_cursor
+from tests.support.clients import TRANSPORTS, PollClient, connect, decode_cursor
 from tests.support.gateway import Gateway
 from tests.support.keys import bearer, token
 from tests.support.publishing import publish, publish_lines
@@ -50,36 +50,33 @@ async def test_a_busy_connection_hears_pings_too(gateway: Gateway, transport: st
         await asyncio.gather(talking, return_exceptions=True)
 
 
-async def test_a_client_of_a_quiet_channel_comes_back_without_a_reset(gateway: Gateway, transport: str) -> None:
-    """It stays for twice the channel's retention, beside busy ones, and hears nothing of it: its position moves."""
-    quiet, busy = f"short:quiet-{transport}", [f"topic:busy-{transport}-{n}" for n in range(5)]
+async def stays_and_comes_back(gateway: Gateway, transport: str, busy: list[str]) -> None:
+    """Stay with a channel for twice its retention while nothing comes on it, be cut off, come back."""
+    quiet = f"short:quiet-{transport}-{len(busy)}"
     await publish(gateway, quiet, ["long ago"])
     async with await connect(transport, gateway.url, ANN, channels=[quiet, *busy]) as client:
         await client.joined()
         end = time.monotonic() + 4.0  # the retention is 2 s
         while time.monotonic() < end:
-            offsets = await publish_lines(gateway, [f'{{"channel":"{channel}","data":1}}' for channel in busy])
-            await client.through(offsets[-1])
-            await asyncio.sleep(0.1)
+            if busy:
+                offsets = await publish_lines(gateway, [f'{{"channel":"{channel}","data":1}}' for channel in busy])
+                await client.through(offsets[-1])
+                await asyncio.sleep(0.1)
+            else:
+                await client.receive()
         await client.cut()
     missed = await publish(gateway, quiet, ["missed"])
     async with await connect(transport, gateway.url, ANN, channels=[quiet, *busy], cursor=client.cursor) as client:
         frames = await client.through(missed[0])
-    assert [(frame["type"], frame["offset"]) for frame in frames] == [("message", missed[0])]
+    assert [(frame["type"], frame["offset"]) for frame in frames] == [("message", missed[0])], transport
 
 
-async def test_a_client_of_quiet_channels_alone_comes_back_without_a_reset(gateway: Gateway, transport: str) -> None:
-    channels = [f"short:silent-{transport}", f"short:as-silent-{transport}"]
-    async with await connect(transport, gateway.url, ANN, channels=channels) as client:
-        await client.joined()
-        end = time.monotonic() + 4.0
-        while time.monotonic() < end:
-            await client.receive()
-        await client.cut()
-    missed = await publish(gateway, channels[0], ["missed"])
-    async with await connect(transport, gateway.url, ANN, channels=channels, cursor=client.cursor) as client:
-        frames = await client.through(missed[0])
-    assert [(frame["type"], frame["offset"]) for frame in frames] == [("message", missed[0])]
+async def test_a_client_of_a_quiet_channel_comes_back_without_a_reset(gateway: Gateway) -> None:
+    """Its position moves along, or is told often enough: beside busy channels, and alone."""
+    await asyncio.gather(
+        *(stays_and_comes_back(gateway, t, [f"topic:busy-{t}-{n}" for n in range(5)]) for t in TRANSPORTS),
+        *(stays_and_comes_back(gateway, t, []) for t in TRANSPORTS),
+    )
 
 
 async def test_a_poll_ends_early_where_its_position_would_grow_old(gateway: Gateway) -> None:

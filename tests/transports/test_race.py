@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
+from contextlib import suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
-from tests.support.clients import TRANSPORTS, encode_cursor
+from tests.support.clients import TRANSPORTS, encode_cursor, reset_on_close
 from tests.support.gateway import Gateway
 from tests.support.keys import token
 from tests.support.publishing import publish
@@ -79,3 +81,51 @@ async def test_leaving_and_coming_back_while_messages_pass_loses_nothing(gateway
         await client.reach(published[-1])
         await client.close()
         assert seen + client.seen == [offset for offset in published if offset > start]
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+async def test_clients_that_vanish_at_any_moment_leave_nothing_behind(gateway: Gateway, transport: str) -> None:
+    """In the handshake, while they are let in, while they catch up, while they wait: by a reset or a plain close."""
+    channel = f"deep:churn-{transport}"
+    offsets = await publish(gateway, channel, range(2000))
+    cursor = encode_cursor({channel: offsets[0]})
+    request = raw_request(gateway, transport, f"channels={channel},{channel}-other&cursor={cursor}&wait=5")
+    publishing = asyncio.create_task(publish(gateway, channel, range(MESSAGES // 2)))
+    chance = random.Random(20261121)
+
+    async def vanish(number: int) -> None:
+        reader, writer = await asyncio.open_connection(*address(gateway))
+        writer.write(request[: chance.randrange(len(request))] if number % 10 == 0 else request)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(chance.choice([0, 0.001, 0.003, 0.01, 0.03, 0.1])):
+                while await reader.read(65536):
+                    pass
+        if number % 2:
+            reset_on_close(writer.get_extra_info("socket"))
+            writer.transport.abort()
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+
+    for first in range(0, 300, 30):
+        await asyncio.gather(*(vanish(number) for number in range(first, first + 30)))
+    await publishing
+
+
+def address(gateway: Gateway) -> tuple[str, int]:
+    parts = urlsplit(gateway.url)
+    assert parts.hostname is not None
+    assert parts.port is not None
+    return parts.hostname, parts.port
+
+
+def raw_request(gateway: Gateway, transport: str, query: str) -> bytes:
+    path = {"websocket": "ws", "sse": "sse", "poll": "poll"}[transport]
+    netloc = urlsplit(gateway.url).netloc
+    lines = [f"GET /v1/{path}?{query} HTTP/1.1", f"Host: {netloc}", f"Authorization: Bearer {ANN}"]
+    if transport == "websocket":
+        lines += [
+            "Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13",
+            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+        ]  # fmt: skip
+    return "\r\n".join([*lines, "", ""]).encode()
