@@ -16,6 +16,8 @@ _BROKERS = {
     "rediss": ("redis", "RedisBroker"),
     "redis+sentinel": ("redis", "RedisBroker"),
     "redis+cluster": ("redis", "RedisBroker"),
+    "nats": ("nats", "NatsBroker"),
+    "tls": ("nats", "NatsBroker"),
 }
 
 

@@ -29,12 +29,23 @@ class Frame:
 
 
 @dataclass(slots=True)
+class Turn:
+    """One history ended at `before` and the next begins at `offset`, with nothing lost between the two."""
+
+    partition: int
+    before: int
+    offset: int
+    old: str
+    new: str
+
+
+@dataclass(slots=True)
 class Followed:
     """A subscribed partition. `held` is None while live frames pass; else they wait in it for the store's answer."""
 
     watermark: int
     history: str
-    held: list[Frame] | None = None
+    held: list[Frame | Turn] | None = None
     held_bytes: int = 0
     dropped: bool = False  # some could not be held: once answered, the store is asked again
 
@@ -48,6 +59,7 @@ class Chain:
     due: set[int] = field(default_factory=set)
     known: dict[int, dict[str, int]] = field(default_factory=dict)
     late: dict[int, int] = field(default_factory=dict)  # offsets the store has issued and this node has not seen yet
+    later: dict[int, int] = field(default_factory=dict)  # the same, since the last `overdue`
     _told: dict[int, dict[str, int]] = field(default_factory=dict)  # the claims that the next answer is about
 
     def begin(self, partition: int, top: int, history: str) -> None:
@@ -110,6 +122,15 @@ class Chain:
         at = self.followed.get(partition)
         return at is None or at.watermark <= top
 
+    def watermark(self, partition: int) -> int:
+        """All up to here was told; UNKNOWN of what is not followed."""
+        at = self.followed.get(partition)
+        return UNKNOWN if at is None else at.watermark
+
+    def highest(self, partition: int) -> int:
+        """The highest offset this node knows of in a partition, in whatever history."""
+        return max([0, self.watermark(partition), *self.known.get(partition, {}).values()])
+
     def history(self, partition: int) -> str:
         """The history that a publish is to find in a partition, or the store is to be checked first; "" for any.
 
@@ -145,30 +166,45 @@ class Chain:
             self.events.gap(partition, top)
         held, at.held, at.held_bytes = at.held, None, 0
         for frame in held or ():
-            if frame.history == history or frame.message.offset > told.get(frame.history, 0):
+            if isinstance(frame, Turn):
+                self.turn(frame)
+            elif frame.history == history or frame.message.offset > told.get(frame.history, 0):
                 self.frame(frame)  # else the store has told what became of it
         if at.dropped:
             at.dropped = False
             self.suspect([partition])
 
-    def reported(self, partition: int, top: int, history: str) -> None:
+    def reported(self, partition: int, top: int, history: str, *, turns: bool = False) -> None:
         """The store's answer while live frames pass, over another connection than theirs: what it is ahead may be on
-        its way. `overdue` finds what did not come."""
+        its way, and so may the turn to its history where it announces `turns`. `overdue` finds what did not come."""
         at = self.followed.get(partition)
-        if at is None or at.held is not None or history != at.history:
+        if at is None or at.held is not None or (history != at.history and not turns):
             self.answered(partition, top, history)
             return
         self._settle(partition, top, history)
         if top > at.watermark:
-            self.late[partition] = top
+            self.later[partition] = top
 
     def overdue(self) -> None:
-        """Called some time after `reported`: partitions that are still short of what was reported are due."""
+        """Called at intervals: partitions that are short of what was reported before the last call are due."""
         for partition, top in self.late.items():
             at = self.followed.get(partition)
             if at is not None and at.watermark < top:
                 self.suspect([partition])
-        self.late.clear()
+        self.late, self.later = self.later, {}
+
+    def turn(self, turn: Turn) -> None:
+        """Go on in the next history, where everything up to it has been seen."""
+        at = self.followed.get(turn.partition)
+        if at is None:
+            return
+        if at.held is not None:
+            at.held.append(turn)
+        elif (at.history, at.watermark) == (turn.old, turn.before):
+            at.history, at.watermark = turn.new, turn.offset
+            self.events.watermark(turn.partition, turn.offset)
+        elif at.history != turn.new or at.watermark < turn.offset:
+            self._ask(turn.partition, at, None)
 
     def _settle(self, partition: int, top: int, history: str) -> dict[str, int]:
         """What was told stands for itself no longer: the answer covers it. Returns it."""

@@ -1,25 +1,56 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TypeVar
 
 import pytest
 
 from tests.support.deployments import Deployment, Memory, RedisAlone, RedisClustered, RedisWatched
+from tests.support.nats import NatsAlone, NatsCluster, NatsInMemory
+
+D = TypeVar("D", bound=Deployment)
 
 STORES = [
     pytest.param(Memory, id="memory"),
     pytest.param(RedisAlone, id="redis"),
     pytest.param(RedisClustered, id="redis-cluster", marks=pytest.mark.chaos),
     pytest.param(RedisWatched, id="redis-sentinel", marks=pytest.mark.chaos),
+    pytest.param(NatsAlone, id="nats"),
+    pytest.param(NatsCluster, id="nats-cluster", marks=pytest.mark.chaos),
 ]
+
+
+@asynccontextmanager
+async def _opened(deployment: D) -> AsyncIterator[D]:
+    await deployment.open()
+    try:
+        yield deployment
+    finally:
+        await deployment.close()
 
 
 @pytest.fixture(params=STORES)
 async def store(request: pytest.FixtureRequest) -> AsyncIterator[Deployment]:
     """A deployment of each kind, with nothing in it."""
     deployment: Deployment = request.param()
-    await deployment.open()
-    try:
+    async with _opened(deployment):
         yield deployment
-    finally:
-        await deployment.close()
+
+
+@pytest.fixture
+async def alone() -> AsyncIterator[NatsAlone]:
+    async with _opened(NatsAlone()) as deployment:
+        yield deployment
+
+
+@pytest.fixture
+async def in_memory() -> AsyncIterator[NatsInMemory]:
+    async with _opened(NatsInMemory()) as deployment:
+        yield deployment
+
+
+@pytest.fixture
+async def cluster() -> AsyncIterator[NatsCluster]:
+    async with _opened(NatsCluster()) as deployment:
+        yield deployment

@@ -288,7 +288,6 @@ CONFIGURATIONS: list[tuple[list[str], dict[str, str], str, str]] = [
     ([], {}, "prot = 1", "prot in {file} is not a setting of Ringcast"),
     ([], {}, "port = [", "{file} is not TOML"),
     ([], {"RINGCAST_PORT": "http"}, "", "RINGCAST_PORT: must be a whole number."),
-    ([], {"RINGCAST_BROKER": "nats://localhost"}, "", "RINGCAST_BROKER: nats:// is not in this version"),
     ([], {"RINGCAST_BROKER": "nonsense"}, "", "RINGCAST_BROKER: is not the URL of a broker"),
     ([], {"RINGCAST_HOST": "0.0.0.0"}, "", "would let anyone in; set RINGCAST_API_KEYS"),
     ([], {"RINGCAST_CONFIG": "/nonexistent/file"}, "", "/nonexistent/file cannot be read: No such file or directory."),
@@ -314,7 +313,7 @@ def test_a_wrong_configuration_is_told_in_one_sentence(
 @pytest.mark.parametrize(("arguments", "env", "sentence"), [
     (["--port", "http"], {}, "--port: must be a whole number."),
     (["--port", "70000"], {}, "--port: must be at most 65535."),
-    (["--broker", "nats://x"], {}, "--broker: nats:// is not in this version; there are memory:// and redis://."),
+    (["--broker", "amqp://x"], {}, "--broker: is not the URL of a broker; write memory://, redis://host:6379 or nats://"),
     (["--drain-wait", "soon"], {}, "--drain-wait: 'soon' is not a duration"),
     (["--node", "a b"], {}, "--node: must be 1 to 100 letters"),
     (["--host", "203.0.113.1"], {"RINGCAST_API_KEYS": "k"}, "ringcast: cannot listen on 203.0.113.1 port 8000: "),
