@@ -69,10 +69,12 @@ class Chain:
         self.events.watermark(partition, top)
 
     def expect(self, partition: int) -> None:
-        """Follow a partition whose frames may come before the store has said where it is: until then they wait."""
+        """Follow a partition whose frames may come before the store has said where it is: until then they wait.
+
+        It is not due: whoever follows it asks, once the subscription is confirmed.
+        """
         if partition not in self.followed:
             self.followed[partition] = Followed(UNKNOWN, "", held=[])
-            self.due.add(partition)
 
     def end(self, partition: int) -> None:
         self.followed.pop(partition, None)
