@@ -132,9 +132,10 @@ class Hub:
             self.pump(session)
             return
         entries, session.opening = session.opening, None
-        session.sent()  # the pages that were held go to the outbox now
+        session.sent()  # what was held goes to the outbox now
         if session.welcome is not None:
-            session.offer(Control("welcome", **session.welcome, channels=list(entries.values())))
+            weight = sum(map(_weight, entries.values()))
+            session.offer(Control("welcome", weight=weight, **session.welcome, channels=list(entries.values())))
         else:
             session.entries = entries
             session.wake()
@@ -276,8 +277,12 @@ class Hub:
             entry["snapshot"] = snapshot
         if session.opening is not None:
             session.opening[channel.name] = entry
+            session.hold(_weight(entry), force=True)
         else:
-            session.offer(Control("subscribed", position=behind.since, id=behind.request, **entry))
+            control = Control(
+                "subscribed", position=behind.since, weight=_weight(entry), id=behind.request, **entry
+            )  # fmt: skip
+            session.offer(control)
 
     def _replay(self, session: Session, channel: Channel, behind: Behind, page: Page) -> bool:
         """Offer a page, behind a reset where it does not continue the position; False when the outbox is full."""
@@ -319,13 +324,13 @@ class Hub:
     def _relieve(self) -> None:
         """The process's budget is used up: the largest outboxes give back their messages, to be read again later.
 
-        What was taken already cannot be given back; where that alone is too much, the largest are cut off.
+        What was taken already cannot be given back, nor snapshots; where that is too much, the largest are cut off.
         """
         for session in sorted(self.sessions, key=lambda s: s.queued, reverse=True):
             if self.budget.used <= self._share(7) or not session.outbox:
                 break
             self._recall(session)
-        for session in sorted(self.sessions, key=lambda s: s.flying, reverse=True):
+        for session in sorted(self.sessions, key=lambda s: s.flying + s.queued, reverse=True):
             if self.budget.used <= self._share(8):
                 break
             self.metrics.closes[TOO_SLOW] += 1
@@ -353,3 +358,8 @@ class Hub:
         if not channel.subscriptions and not channel.recent and self.channels.get(channel.name) is channel:
             del self.channels[channel.name]
             channel.partition.channels.pop(channel.name, None)
+
+
+def _weight(entry: dict[str, Any]) -> int:
+    """Bytes of the snapshot in what a welcome says of a channel."""
+    return sum(memoryview(value).nbytes for value in entry.get("snapshot", ()))

@@ -212,24 +212,21 @@ class Message:
 class Control:
     """A frame about a session or one of its channels: welcome, subscribed, reset, ping, goodbye ..."""
 
-    __slots__ = ("body", "channel", "kind", "position", "recallable")
+    __slots__ = ("body", "channel", "kind", "position", "recallable", "size")
 
     def __init__(
         self, kind: str, channel: str | None = None,
-        *, recallable: bool = False, position: int | None = None, **body: Any,
+        *, recallable: bool = False, position: int | None = None, weight: int = 0, **body: Any,
     ) -> None:  # fmt: skip
         self.kind = kind
         self.channel = channel
+        self.size = 512 + weight  # bytes it is counted with in every bound: of its snapshots, and a flat charge
         self.position = position  # what a cursor says of the channel that is written before this is
         self.recallable = recallable  # dropped with the messages before it, when those are taken back from an outbox
         self.body: dict[str, Any] = {"type": kind}
         if channel is not None:
             self.body["channel"] = channel
         self.body.update((name, value) for name, value in body.items() if value is not None)
-
-    @property
-    def size(self) -> int:
-        return 512
 
     @property
     def json(self) -> bytes:

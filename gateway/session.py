@@ -125,9 +125,9 @@ class Session:
         self.budget.used -= self.flying
         self.flying = 0
 
-    def hold(self, size: int) -> bool:
-        """Count a page that waits for the welcome, if it fits into what an outbox may hold."""
-        if self.flying + size > self._limit:
+    def hold(self, size: int, *, force: bool = False) -> bool:
+        """Count what waits for the welcome: a page only if it fits into what an outbox may hold."""
+        if self.flying + size > self._limit and not force:
             return False
         self.flying += size
         self.budget.used += size

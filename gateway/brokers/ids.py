@@ -47,8 +47,10 @@ class Ids:
 
     def remember(self, draft: Draft, offset: int, now: int) -> None:
         if draft.idempotent:
-            self._known[draft.principal, draft.channel, draft.id] = Known(draft.digest(), offset, now + self.window)
-            self.bytes += self._charge(draft)
+            scope = draft.principal, draft.channel, draft.id
+            if self._known.pop(scope, None) is None:  # else it had expired behind one that a clock set back kept longer
+                self.bytes += self._charge(draft)
+            self._known[scope] = Known(draft.digest(), offset, now + self.window)
 
     def _expire(self, now: int) -> None:
         while self._known:

@@ -113,6 +113,8 @@ class MemoryStore:
         return part.top, part.history
 
     def lost(self, part: Part, told: int, history: str) -> bool:
+        if told < part.floor:
+            return False  # another witness was first: whoever stands there is told already
         if history == part.history:
             return told > part.top
         ends = dict(part.takeovers)
@@ -195,7 +197,7 @@ class MemoryStore:
             heapq.heappush(self.state.expiring_logs, (self._expires(log), channel))
 
     def _expires(self, log: Log) -> int:
-        first = log.entries[0].message.offset if log.entries else log.edge
+        first = log.entries[0].message.offset if log.entries else max(log.edge, log.forgotten)
         return first + int(log.policy.history_ttl * SECOND) + 1
 
     def _drop_log(self, channel: str) -> None:
@@ -216,8 +218,8 @@ class MemoryStore:
             elif log.keys:
                 log.scheduled = False  # until its last key has gone
             else:
-                part = self.part(log.partition)
-                part.floor = max(part.floor, log.edge)  # its record goes before its time: nothing below can be proven
+                part = self.part(log.partition)  # its record goes before its time: nothing below can be proven
+                part.floor = max(part.floor, log.edge, log.forgotten)
                 self._drop_log(channel)
 
     def sweep(self, limit: int = 1_000_000) -> bool:

@@ -12,7 +12,8 @@ for claim = 1, #ARGV, 2 do
       if name == known then ends = tonumber(at) end
     end
   end
-  if not ends or told > ends then
+  -- Below the floor another witness was first: whoever stands there is told already.
+  if told >= floor and (not ends or told > ends) then
     lost = '1'
     top = math.max(top + 1, told + 1, now)
     floor = top

@@ -108,10 +108,10 @@ WITHOUT = {  # and a seed that shows it, so that the search is short
     "floor": (Parts(store=NoFloor), 10),
     "takeover": (Parts(store=NoTakeover), 1),
     "takeovers": (Parts(store=NoTakeovers), 48),
-    "time": (Parts(store=NoTime), 177),
+    "time": (Parts(store=NoTime), 70),
     "chain": (Parts(chain=NoChain), 1),
     "history and time": (Parts(store=NoTime, chain=NoHistory), 4),
-    "ahead": (Parts(hub=NoAhead), 11),
+    "ahead": (Parts(hub=NoAhead), 22),
     "witness": (Parts(witness=False), 71),
     "check": (Parts(checks=False), 0),
 }
