@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import os
 import secrets
+import signal
 import socket
 import sys
 
@@ -21,6 +22,8 @@ def main() -> int:
     arguments.add_argument("--port", type=int, default=8080, help="of the page; the next free one if it is taken")
     arguments.add_argument("--gateway-port", type=int, default=8000, help="of the gateway; a free one if it is taken")
     chosen = arguments.parse_args()
+    # uvicorn raises the signals it took again when it has ended; SIGTERM's own handler would leave the gateway behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return asyncio.run(run(chosen.port, chosen.gateway_port))
     except KeyboardInterrupt:

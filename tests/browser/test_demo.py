@@ -41,8 +41,9 @@ async def running(port: int, gateway_port: int) -> AsyncIterator[Demo]:
         yield Demo(process, page, gateway)
     finally:
         if process.returncode is None:
-            process.kill()
-        await process.wait()
+            process.terminate()  # killed, it would leave its gateway behind
+        async with asyncio.timeout(30):
+            await process.wait()
 
 
 def children(pid: int) -> list[int]:
@@ -57,7 +58,8 @@ async def is_up(url: str) -> bool:
             return False
 
 
-async def test_it_starts_shows_and_ends(visit: Visits) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_it_starts_shows_and_ends(visit: Visits, number: signal.Signals) -> None:
     port, gateway_port = free_port(), free_port()
     async with running(port, gateway_port) as demo:
         assert (demo.page, demo.gateway) == (f"http://127.0.0.1:{port}", f"http://127.0.0.1:{gateway_port}")
@@ -66,7 +68,7 @@ async def test_it_starts_shows_and_ends(visit: Visits) -> None:
         await here.page.click("#burst")
         await here.shows(5)
         await here.page.close()
-        demo.process.send_signal(signal.SIGINT)
+        demo.process.send_signal(number)
         assert await asyncio.wait_for(demo.process.wait(), 10) == 0
         assert not await is_up(demo.gateway)
 
