@@ -60,6 +60,8 @@ def routes(node: Node) -> list[Route]:
         channel = await _readable(request, node)
         limit = _whole(request, "limit", node.settings.page_messages, most=node.settings.page_messages)
         since, presented = _position(request.query_params.get("since", "earliest"))
+        if not presented and 0 < since < MAX_OFFSET:
+            since = await node.broker.position_at(channel, since)
         page = await node.broker.read(channel, since, limit)
         about: dict[str, Any] = {"channel": channel, "offset": page.reached, "more": page.more}
         if presented and not page.continuous:

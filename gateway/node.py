@@ -33,7 +33,7 @@ class Ask:
 
     channel: str
     since: int | None = None
-    quiet: bool = False  # `since` was a time: no `recovered`, no reset
+    quiet: bool = False  # `since` is a time (microseconds), which the store turns into a position: no reset
     snapshot: bool = False
 
 
@@ -166,6 +166,9 @@ class Node:
                 partitions = {self.broker.partition(ask.channel) for ask in asks}
                 snapshots: dict[str, Snapshot] = {}
                 await self._follow(partitions)
+                for ask in asks:
+                    if ask.quiet and ask.since:
+                        ask.since = await self.broker.position_at(ask.channel, ask.since)
                 if any(ask.snapshot for ask in asks):
                     snapshots = await self._snapshots(asks)
                     await self._follow(partitions)

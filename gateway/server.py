@@ -146,6 +146,7 @@ class Server(uvicorn.Server):
         self.exit_code = 0
         # Why it does not serve: stdout did not take the ready line, or the store cannot be used with these settings.
         self.refused: OSError | ConfigError | None = None
+        self._announced = False
         self._hurry = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -165,6 +166,15 @@ class Server(uvicorn.Server):
         if self.should_exit:
             self.exit_code = 1
             return
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: the ready line, once the store answers too."""
+        if not self._announced and self.node.broker.connected:
+            self._announced = True
+            self._announce()
+        return await super().on_tick(counter)
+
+    def _announce(self) -> None:
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         broker = self.settings.broker.partition(":")[0]

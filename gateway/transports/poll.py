@@ -11,12 +11,11 @@ from starlette.responses import Response
 
 from gateway.credentials import address_of
 from gateway.errors import Problem
-from gateway.http import identify
 from gateway.message import Message, encode_cursor
 from gateway.node import Node
 from gateway.session import Session
-from gateway.transports.asks import URL_CURSOR, asks
-from gateway.transports.sse import wanted_of
+from gateway.transports.asks import URL_CURSOR
+from gateway.transports.request import asked_by
 
 RESPONSE = 1 << 20  # bytes of messages in one answer; `more` says that there are others
 
@@ -24,11 +23,7 @@ RESPONSE = 1 << 20  # bytes of messages in one answer; `more` says that there ar
 async def endpoint(request: Request) -> Response:
     """Answer a poll: an idempotent read, so two at once with one cursor get the same."""
     node: Node = request.app.state.node
-    identity = await identify(request, node.auth)
-    wanted, limit = await wanted_of(request, node)
-    wishes = asks(wanted, identity, node.settings, limit)
-    if not wishes:
-        raise Problem("bad_request", "Name at least one channel: ?channels=topic:news")
+    identity, wanted, wishes = await asked_by(request, node)
     ready = asyncio.Event()
     session = node.session(identity, ready.set, welcome=False)
     with node.connection("poll", address_of(request, node.auth.limits)):

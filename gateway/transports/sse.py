@@ -16,11 +16,10 @@ from starlette.types import Receive, Scope, Send
 from gateway.auth import Identity
 from gateway.credentials import address_of
 from gateway.errors import Problem, reconnects
-from gateway.http import identify, read_body
 from gateway.message import Control, Message, encode_cursor
 from gateway.node import Ask, Node
 from gateway.session import Session
-from gateway.transports.asks import BODY, URL_CURSOR, Wanted, asks, from_json, from_query
+from gateway.transports.request import asked_by
 from gateway.transports.wire import abort_of, drained_of
 
 AppStatus.enable_automatic_graceful_drain = False  # the node ends its streams itself, with a goodbye
@@ -33,11 +32,7 @@ HEADERS = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}
 async def endpoint(request: Request) -> Response:
     """Begin a stream. Refusals have a real status; while draining or full it is 200 with `retry:` and a goodbye."""
     node: Node = request.app.state.node
-    identity = await identify(request, node.auth)
-    wanted, limit = await wanted_of(request, node)
-    wishes = asks(wanted, identity, node.settings, limit)
-    if not wishes:
-        raise Problem("bad_request", "Name at least one channel: ?channels=topic:news")
+    identity, _, wishes = await asked_by(request, node)
     stream = Stream(node, address_of(request, node.auth.limits), identity)
     try:
         await stream.open(wishes)
@@ -47,14 +42,6 @@ async def endpoint(request: Request) -> Response:
         node.metrics.refusals[problem.code] += 1
         return EventSourceResponse(_turned_away(problem), headers=HEADERS, ping=0, sep="\n")
     return stream
-
-
-async def wanted_of(request: Request, node: Node) -> tuple[Wanted, int]:
-    """The parameters of a GET or a POST, and how large their cursor may be."""
-    if request.method == "POST":
-        return from_json(await read_body(request, BODY, node.settings.stuck_after)), BODY
-    raw = request.scope["query_string"].decode("latin-1")
-    return from_query(request.query_params, raw, request.headers.get("last-event-id")), URL_CURSOR
 
 
 async def _turned_away(problem: Problem) -> AsyncIterator[bytes]:

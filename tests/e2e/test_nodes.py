@@ -1,4 +1,4 @@
-"""Several nodes on one Redis: any of them takes any publish, and a cursor of one is good on each."""
+"""Several nodes on one store: any of them takes any publish, and a cursor of one is good on each."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ import pytest
 from tests.support.clients import TRANSPORTS, connect
 from tests.support.gateway import Gateway
 from tests.support.keys import token
+from tests.support.nats import NatsServer
 from tests.support.redis import RedisServer
 
 ANN = token("ann", ["topic:*"])
 
 
-@pytest.fixture(scope="module")
-def nodes() -> Iterator[list[Gateway]]:
-    with RedisServer() as server:
+@pytest.fixture(scope="module", params=[RedisServer, NatsServer], ids=["redis", "nats"])
+def nodes(request: pytest.FixtureRequest) -> Iterator[list[Gateway]]:
+    with request.param() as server:
         options: dict[str, Any] = {"broker": server.url, "drain": "1s", "drain_wait": "100ms", "heartbeat": "2s"}
         with Gateway(node="a", **options) as a, Gateway(node="b", **options) as b:
             yield [a, b]
@@ -57,3 +58,13 @@ async def test_a_connect_ticket_is_good_for_one_node_alone(nodes: list[Gateway])
 
     codes = await asyncio.gather(*(poll(node) for node in nodes * 5))
     assert sorted(codes) == [200] + [401] * 9
+
+
+@pytest.mark.parametrize("since", ["10m", "earliest"])
+async def test_a_time_is_found_on_every_store(nodes: list[Gateway], since: str) -> None:
+    a, b = nodes
+    channel = f"topic:since-{since}"
+    sent = [await asyncio.to_thread(a.publish, channel, {"n": n}) for n in range(3)]
+    async with await connect("sse", b.url, ANN, channels=[channel], since=since) as client:
+        found = await client.messages(3)
+    assert [frame["offset"] for frame in found] == [receipt["offset"] for receipt in sent]

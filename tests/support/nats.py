@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import nats
@@ -103,6 +103,13 @@ class NatsServer:
     def start(self) -> None:
         self.launch()
         self.wait()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
     def kill(self) -> None:
         if self._process is not None:
