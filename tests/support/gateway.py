@@ -82,6 +82,12 @@ class Gateway:
         return self._stderr.read_text(errors="backslashreplace") if self._stderr.exists() else ""
 
     @property
+    def resident(self) -> int:
+        """The bytes of memory that its process has."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return next(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmRSS:"))
+
+    @property
     def ws_url(self) -> str:
         return "ws" + self.url.removeprefix("http")
 

@@ -133,6 +133,11 @@ class RawStream(Raw, asyncio.Protocol):
         if not self._welcomed.done():
             self._welcomed.set_exception(ConnectionError(f"ended before its welcome: {self.head!r}"))
 
+    def send(self, text: str) -> None:
+        """A text frame, without waiting until it has left; masked with zeros."""
+        data = text.encode()
+        self.transport.write(b"\x81\xff" + len(data).to_bytes(8) + b"\0\0\0\0" + data)
+
     async def close(self) -> None:
         self.transport.abort()
         await self.ended

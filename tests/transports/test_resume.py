@@ -84,12 +84,12 @@ async def test_a_cursor_of_one_transport_resumes_on_each(gateway: Gateway, trans
     assert [f["offset"] for f in frames if f["channel"] == "topic:two"] == two
 
 
-async def told_cursor(client: Client, transport: str) -> str:
+async def told_cursor(client: Client) -> str:
     """The cursor that the gateway itself gave: in a checkpoint, in a ping, or with a poll's answer."""
-    while True:
-        frame = await client.receive()
-        if frame.get("cursor"):
-            return str(frame["cursor"])
+    async with asyncio.timeout(10):
+        while not (frame := await client.receive()).get("cursor"):
+            pass
+    return str(frame["cursor"])
 
 
 @pytest.mark.parametrize("other", TRANSPORTS)
@@ -99,9 +99,10 @@ async def test_a_cursor_that_the_gateway_told_resumes_on_each(gateway: Gateway, 
     async with await connect(transport, gateway.url, ANN, channels=channels) as client:
         await client.joined()
         first = await publish(gateway, "short:told", ["before"])
-        cursor = await told_cursor(client, transport)
-        while decode_cursor(cursor)["short:told"] < first[0]:
-            cursor = await told_cursor(client, transport)
+        cursor = await told_cursor(client)
+        async with asyncio.timeout(10):
+            while decode_cursor(cursor)["short:told"] < first[0]:
+                cursor = await told_cursor(client)
     assert set(decode_cursor(cursor)) == {*channels, "user:ann", "jobs:ann"}
     after = await publish(gateway, "short:told", ["after"]) + await publish(gateway, "short:never-used", ["used"])
     async with await connect(other, gateway.url, ANN, channels=channels, cursor=cursor) as client:

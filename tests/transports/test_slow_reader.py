@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import resource
 import statistics
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,11 +49,6 @@ def calm() -> Iterator[Gateway]:
         yield calm
 
 
-def resident(gateway: Gateway) -> int:
-    """The bytes of memory that its process has."""
-    return int(Path(f"/proc/{gateway.process.pid}/statm").read_text().split()[1]) * resource.getpagesize()
-
-
 async def window(gateway: Gateway, channel: str, readers: list[RawStream]) -> tuple[float, list[int]]:
     """Publish some messages and wait until every one of the readers has them all; how long it took, and the offsets."""
     began = time.perf_counter()
@@ -82,8 +75,8 @@ async def test_a_reader_that_stops_costs_the_others_nothing(gateway: Gateway, ca
         if number % 4 == 0:
             alone.append((await window(calm, channel, there))[0])
         if number == 6:  # the log and the recent messages are as large as they get
-            before = resident(gateway)
-    grown = resident(gateway) - before
+            before = gateway.resident
+    grown = gateway.resident - before
     for reader in there:
         await reader.close()
 

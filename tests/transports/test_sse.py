@@ -37,10 +37,11 @@ class Blocks:
 
     async def until(self, prefix: str) -> tuple[float, list[str]]:
         """The next block with a line that begins so."""
-        while True:
-            at, lines = await self.next()
-            if any(line.startswith(prefix) for line in lines):
-                return at, lines
+        async with asyncio.timeout(10):
+            while True:
+                at, lines = await self.next()
+                if any(line.startswith(prefix) for line in lines):
+                    return at, lines
 
 
 @asynccontextmanager

@@ -23,12 +23,6 @@ BUDGET = 24 * MIB
 CONNECTION = 64 << 10  # bytes: its objects, and what the transport holds of it
 
 
-def resident(gateway: Gateway) -> int:
-    """The bytes of memory that its process has."""
-    status = Path(f"/proc/{gateway.process.pid}/status").read_text()
-    return next(int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmRSS:"))
-
-
 def descriptors(gateway: Gateway) -> int:
     return len(list(Path(f"/proc/{gateway.process.pid}/fd").iterdir()))
 
@@ -50,7 +44,7 @@ async def test_a_thousand_stopped_readers_stay_within_the_budget(transport: str)
     channel = "feed:a"
     toml = "[channels.feed]\nhistory_size = 5000"
     with Gateway(memory_budget=BUDGET, recent_bytes="4MiB", heartbeat="60s", toml=toml) as gateway:
-        before = resident(gateway)
+        before = gateway.resident
         healthy = await RawStream.open(transport, gateway.url, ANN, channel)
         readers = await open_readers(gateway, transport, channel, STOPPED)
         published: list[int] = []
@@ -59,23 +53,25 @@ async def test_a_thousand_stopped_readers_stay_within_the_budget(transport: str)
             published += await publish(gateway, channel, [KIBIBYTE] * (MESSAGES // 10))
             await healthy.reach(published[-1])
             used.append(gateway.metric("ringcast_budget_used_bytes"))
-        grown = resident(gateway) - before
+        grown = gateway.resident - before
         assert max(used) <= BUDGET
         # The outboxes, the log, and of each connection its own objects and what the transport holds of it.
         assert grown < BUDGET + 4096 * len(published) + STOPPED * CONNECTION
         assert gateway.metric("ringcast_lagging_sessions") == STOPPED, "nobody had to go"
-        for reader in readers[::50]:  # back again, they have missed nothing
+        back = readers[::20]
+        for reader in back:
             reader.transport.resume_reading()
-        for reader in readers[::50]:
-            await reader.reach(published[-1])
-            assert reader.seen == published
+        while any(reader.seen[-1:] != published[-1:] for reader in back):  # within the budget while they catch up too
+            used.append(await asyncio.to_thread(gateway.metric, "ringcast_budget_used_bytes"))
+        assert max(used) <= BUDGET
+        assert all(reader.seen == published for reader in back), "they have missed nothing"
         assert healthy.seen == published
         for reader in [healthy, *readers]:
             await reader.close()
 
 
 IMPATIENT: dict[str, Any] = {
-    "heartbeat": "2s", "stuck_after": "3s",
+    "heartbeat": "2s", "stuck_after": "7s",  # a dead peer would be found first
     "toml": "[channels.deep]\nhistory_size = 10000\nhistory_bytes = '64MiB'",
 }  # fmt: skip
 
@@ -97,8 +93,8 @@ async def test_a_reader_that_stays_stuck_is_closed() -> None:
         before = descriptors(gateway)
         readers, published = await behind_by_much(gateway)
         stuck_since = time.monotonic()
-        await gateway.until(lambda: gateway.metric("ringcast_connections") == 0)
-        assert 1.0 < time.monotonic() - stuck_since < 9.0
+        await gateway.until(lambda: gateway.metric("ringcast_connections") == 0, within=20)
+        assert 4.0 < time.monotonic() - stuck_since < 15.0
         assert gateway.metric("ringcast_closes_total", code="4102") == 2
         assert gateway.metric("ringcast_sessions") == 0
         await gateway.until(lambda: descriptors(gateway) <= before, said="their descriptors are still there")
@@ -113,10 +109,10 @@ async def test_a_reader_that_is_slow_but_not_stuck_stays() -> None:
     with Gateway(**IMPATIENT) as gateway:
         readers, published = await behind_by_much(gateway)
         began = time.monotonic()
-        while time.monotonic() < began + 6.0:
+        while time.monotonic() < began + 8.0:
             for reader in readers:
                 reader.transport.resume_reading()
-                await reader.reach(published[len(reader.seen) + 30])
+                await reader.reach(published[len(reader.seen) + 60])
                 reader.transport.pause_reading()
             await asyncio.sleep(0.1)
         assert all(reader.seen[-1] < published[-1] for reader in readers), "they have caught up too soon"
