@@ -77,7 +77,7 @@ def test_a_declared_python_runs_the_unit_tests_and_the_gateway(version: str, whe
         pytest.skip(f"Python {version} is not on this machine: `pyenv install {version}` makes this test run")
     python = installed(found, tmp_path / "venv", f"{wheel}[gateway]", *NEEDED_BY_TESTS)
     if found != Path(sys.executable):  # which runs them anyway
-        options = ("-q", "-p", "no:cacheprovider", "-W", "error")
+        options: tuple[str, ...] = ("-q", "-p", "no:cacheprovider", "-W", "error")
         options += ("--ignore", "tests/unit/test_rule.py")  # a minute of random runs, whose faults are no interpreter's
         run(python, "-m", "pytest", *options, "tests/unit", cwd=ROOT, env={"PATH": os.defpath, "HOME": str(tmp_path)})
 
