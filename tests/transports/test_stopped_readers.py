@@ -116,8 +116,9 @@ async def test_a_reader_that_is_slow_but_not_stuck_stays() -> None:
                 reader.transport.pause_reading()
             await asyncio.sleep(0.1)
         assert all(reader.seen[-1] < published[-1] for reader in readers), "they have caught up too soon"
-        for reader in readers:
+        for reader in readers:  # all of them, before one is waited for: the others would be stuck meanwhile
             reader.transport.resume_reading()
+        for reader in readers:
             await reader.reach(published[-1])
             assert reader.seen == published
             await reader.close()
