@@ -22,6 +22,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.errors import AuthorizationError, Error, SlowConsumerError
 
+from gateway.brokers.url import split
 from gateway.settings import ConfigError
 
 log = logging.getLogger("ringcast.nats")
@@ -66,7 +67,7 @@ class Url:
     @classmethod
     def parse(cls, url: str) -> Url:
         """Raises ConfigError for a URL that cannot work; never shows what may be a password."""
-        parts = urlsplit(url)
+        parts = split(url)
         login, at, hosts = parts.netloc.rpartition("@")
         servers = tuple(f"{parts.scheme}://{login}{at}{host}" for host in hosts.split(","))
         for server in servers:

@@ -6,7 +6,7 @@ import ssl
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 from redis.asyncio import Redis
 from redis.asyncio.cluster import ClusterNode, RedisCluster
@@ -15,6 +15,7 @@ from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 
 from gateway.brokers.redis_live import Address
+from gateway.brokers.url import split
 from gateway.settings import ConfigError
 
 SCHEMES = ("redis", "rediss", "redis+sentinel", "redis+cluster")
@@ -38,7 +39,7 @@ class Url:
     @classmethod
     def parse(cls, url: str) -> Url:
         """Raises ConfigError with a sentence."""
-        parts = urlsplit(url)
+        parts = split(url)
         kind = "redis" if parts.scheme == "rediss" else parts.scheme
         options = dict(parse_qsl(parts.query))
         if unknown := set(options) - _OPTIONS:
