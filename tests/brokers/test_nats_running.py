@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -158,5 +160,26 @@ async def test_a_password_lets_in_and_a_wrong_one_is_said(caplog: pytest.LogCapt
                 await open_broker(alone.settings(broker=f"nats://{login}127.0.0.1:{server.port}")).start()
             assert "wrong" not in str(refused.value)
         assert "s3cret" not in caplog.text
+    finally:
+        await alone.close()
+
+
+async def test_tls_is_spoken_and_a_server_nobody_vouches_for_refused(tmp_path: Path) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+    options = "req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
+    openssl = ["openssl", *options.split(), "-keyout", str(key), "-out", str(certificate)]
+    await asyncio.to_thread(subprocess.run, openssl, check=True, capture_output=True)
+    alone = NatsAlone()
+    server = NatsServer(tls={"cert_file": str(certificate), "key_file": str(key)})
+    alone.servers = [server]
+    await asyncio.to_thread(server.start)
+    try:
+        url = f"tls://127.0.0.1:{server.port}"
+        async with alone.node(broker=f"{url}/?tls_ca={certificate}") as (broker, watcher):
+            await follow(broker, NEWS)
+            await watcher.knows((await publish(broker, NEWS))[0])
+        stranger = open_broker(alone.settings(broker=url))
+        await stranger.start()
+        assert not stranger.connected
     finally:
         await alone.close()
