@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive
 
-from gateway import metrics
+from gateway import explain, metrics
 from gateway.errors import Problem
 from gateway.grants import ticket
 from gateway.http import (
@@ -25,7 +25,7 @@ from gateway.http import (
     problem_response,
     read_body,
 )
-from gateway.message import MAX_OFFSET, Message
+from gateway.message import MAX_OFFSET, Message, check_channel
 from gateway.ndjson import Ingest
 from gateway.node import Node
 from gateway.publish import body_limit, check_id, parse
@@ -81,6 +81,14 @@ def routes(node: Node) -> list[Route]:
         body = await read_body(request, MAX_TICKET_BODY, node.settings.stuck_after)
         return json_response(ticket(body, identity, node.auth.tickets, node.settings))
 
+    async def nodes(request: Request) -> Response:
+        await _server(request, node, "What the nodes are is for API keys alone")
+        return json_response(explain.nodes(node))
+
+    async def route(request: Request) -> Response:
+        await _server(request, node, "The way of a channel's messages is for API keys alone")
+        return json_response(await explain.route(node, _explained(request)))
+
     async def livez(_: Request) -> Response:
         return json_response({"status": "alive"})
 
@@ -97,9 +105,7 @@ def routes(node: Node) -> list[Route]:
 
     async def exposition(request: Request) -> Response:
         # A loopback address proves nothing: behind a proxy of the same machine everyone has it.
-        identity = await identify(request, node.auth)
-        if not identity.server:
-            raise Problem("forbidden", "Metrics are for API keys: give Prometheus one as its bearer token")
+        await _server(request, node, "Metrics are for API keys: give Prometheus one as its bearer token")
         return Response(node.metrics.exposition(), media_type=metrics.CONTENT_TYPE)
 
     async def document(_: Request) -> Response:
@@ -110,6 +116,8 @@ def routes(node: Node) -> list[Route]:
         Route("/v1/history", history, methods=["GET"]),
         Route("/v1/snapshot", snapshot, methods=["GET"]),
         Route("/v1/tickets", tickets, methods=["POST"]),
+        Route("/v1/nodes", nodes, methods=["GET"]),
+        Route("/v1/route", route, methods=["GET"]),
         Route("/livez", livez, methods=["GET"]),
         Route("/readyz", readyz, methods=["GET"]),
         Route("/metrics", exposition, methods=["GET"]),
@@ -144,6 +152,22 @@ async def _readable(request: Request, node: Node) -> str:
         raise Problem("bad_request", "Which channel? Name one as ?channel=")
     permit(channel, identity)
     return channel
+
+
+async def _server(request: Request, node: Node, refusal: str) -> None:
+    if not (await identify(request, node.auth)).server:
+        raise Problem("forbidden", refusal)
+
+
+def _explained(request: Request) -> str:
+    """The channel of ?channel=, or that of ?user=."""
+    user, channel = request.query_params.get("user"), request.query_params.get("channel")
+    if (user is None) == (channel is None):
+        raise Problem("bad_request", "Whose way? Name a user as ?user= or a channel as ?channel=")
+    try:
+        return check_channel(f"user:{user}" if channel is None else channel)
+    except ValueError as error:
+        raise Problem("bad_channel", str(error)) from None
 
 
 def _position(since: str) -> tuple[int, bool]:

@@ -69,7 +69,7 @@ def create_app(settings: Settings) -> Starlette:
 def _measure(metrics: Metrics, node: Node) -> None:
     hub, settings = node.hub, node.settings
     metrics.connections = lambda: node.connections
-    metrics.sessions = lambda: len(hub.sessions)
+    metrics.sessions = lambda: len(hub.sessions) - node.cluster.sessions
     metrics.lagging = lambda: sum(session.lagged for session in hub.sessions)
     metrics.subscriptions = lambda: sum(channel.subscriptions for channel in hub.channels.values())
     metrics.channels = lambda: sum(channel.subscriptions > 0 for channel in hub.channels.values())

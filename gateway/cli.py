@@ -1,4 +1,4 @@
-"""`ringcast`: serve, publish, listen, token, config.
+"""`ringcast`: serve, publish, listen, route, token, config.
 
 Exit codes: 0 done, 1 refused or failed, 2 wrong usage or configuration, 130 ended by Ctrl-C. What goes wrong is told in
 sentences on stderr; stdout holds results alone.
@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
+import httpx
 import msgspec
 
 from gateway.client import Event, Message, Refused, Reset, Subscriber
@@ -82,6 +83,7 @@ def serve(
     port: Annotated[str | None, typer.Option(help="0 takes a free one.  [default: 8000]")] = None,
     broker: Annotated[str | None, typer.Option(help="The store's URL.  [default: memory://]")] = None,
     node: Annotated[str | None, typer.Option(help="This node's name.  [default: host and process]")] = None,
+    advertise: Annotated[str | None, typer.Option(help="The URL at which clients reach this very node.")] = None,
     drain_wait: Annotated[
         str | None, typer.Option(help="How long to serve as before once told to stop.  [default: 5s]")
     ] = None,
@@ -89,7 +91,9 @@ def serve(
     config: Config = None,
 ) -> None:
     """Run a gateway. All other settings come from RINGCAST_* variables and the TOML file."""
-    settings = _settings(config, host=host, port=port, broker=broker, node=node, drain_wait=drain_wait, drain=drain)
+    settings = _settings(
+        config, host=host, port=port, broker=broker, node=node, advertise=advertise, drain_wait=drain_wait, drain=drain
+    )
     from gateway.server import serve as run
     from gateway.settings import ConfigError
 
@@ -182,6 +186,38 @@ async def _listen(subscriber: Subscriber, count: int | None, as_json: bool) -> N
                 left -= 1
                 if left == 0:
                     return
+
+
+@app.command()
+def route(
+    user: Annotated[str | None, typer.Option(help="The way of what is published to this user.")] = None,
+    channel: Annotated[str | None, typer.Option(help="The way of what is published to this channel.")] = None,
+    url: Url = _HERE,
+    api_key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Explain where messages go: partition, home node, and how far the node that answers and its sessions are."""
+    if (user is None) == (channel is None):
+        _fail("name either --user or --channel; --help says more.", 2)
+    asked = {"user": user} if channel is None else {"channel": channel}
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    try:
+        answer = httpx.get(url.rstrip("/") + "/v1/route", params=asked, headers=headers, timeout=10)
+        told = msgspec.json.decode(answer.content, type=dict[str, Any])
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
+        _fail(f"{url}: {error}", 1)
+    except msgspec.DecodeError:
+        _fail(f"{url}: this is no gateway; it answered {answer.status_code}", 1)
+    if answer.status_code != 200:
+        _fail(f"refused ({answer.status_code} {told.get('code')}): {told.get('detail')}", 1)
+    if as_json:
+        typer.echo(answer.content)
+        return
+    sessions = told.pop("sessions")
+    for name, value in told.items():
+        typer.echo(f"{name} = {json.dumps(value, ensure_ascii=False)}")
+    for session in sessions:
+        typer.echo("session " + " ".join(f"{name}={json.dumps(value)}" for name, value in session.items()))
 
 
 @app.command("token")

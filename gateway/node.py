@@ -8,16 +8,16 @@ import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from gateway.auth import Authenticator, Identity
 from gateway.brokers.base import Broker, Receipt, Snapshot
+from gateway.cluster import Cluster
 from gateway.errors import DRAINING, SERVER_ERROR, TOKEN_EXPIRED, TOO_SLOW, Problem, reconnects
 from gateway.hub import Hub
 from gateway.message import Control, Draft, encode_cursor, new_id, partition_of
 from gateway.metrics import Metrics
-from gateway.session import Session
+from gateway.session import Ask, Session
 from gateway.settings import Settings
 from gateway.wheel import TICK, Wheel
 
@@ -25,16 +25,6 @@ log = logging.getLogger("ringcast.node")
 
 LAST_WORDS = 2.0  # seconds that a closing connection has for taking what it was sent
 SNAPSHOT_BYTES = 16 << 20  # of all the snapshots of one session's start
-
-
-@dataclass(slots=True)
-class Ask:
-    """One channel that a session asks for: at its live end, from a position, or with a snapshot."""
-
-    channel: str
-    since: int | None = None
-    quiet: bool = False  # `since` is a time (microseconds), which the store turns into a position: no reset
-    snapshot: bool = False
 
 
 class Node:
@@ -52,6 +42,7 @@ class Node:
         self._reads = asyncio.Semaphore(settings.reads)
         self._tasks: set[asyncio.Task[None]] = set()
         self.connections: Counter[str] = Counter()  # by transport; polls while they wait
+        self.cluster = Cluster(self)
 
     # ---------------------------------------------------------------- lifetime
 
@@ -61,8 +52,11 @@ class Node:
             ("interest", self._own_interest()), ("tick", self._tick()),
         ):  # fmt: skip
             self._spawn(work, name, vital=True)
+        if not self.cluster.alone:
+            self._spawn(self.cluster.run(), "nodes", vital=True)
 
     async def stop(self) -> None:
+        await self.cluster.leave()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -130,9 +124,10 @@ class Node:
 
     def welcome_fields(self, session: Session, identity: Identity) -> dict[str, Any]:
         own = identity.own_channels
+        partition = self.partition(own[0]) if own else None
         return {
-            "session": session.id, "node": self.settings.node,
-            "partition": self.partition(own[0]) if own else None,
+            "session": session.id, "node": self.settings.node, "partition": partition,
+            "home": None if partition is None else self.cluster.home(partition),
             "heartbeat_ms": round(self.settings.heartbeat * 1000),
         }  # fmt: skip
 
@@ -351,9 +346,15 @@ class Node:
 
     # ---------------------------------------------------------------- ending
 
+    def depart(self) -> None:
+        """Leave the ring and be unready; those who are connected are served as before."""
+        self.draining = True
+        self.cluster.drain()
+
     async def drain(self, over: float, grace: float, hurry: asyncio.Event) -> None:
         """Send every session away, spread over `over` seconds; returns when all have gone, or at once when hurried."""
-        self.draining = True
+        self.depart()
+        self.cluster.deaf()
         sessions = [session for session in self.hub.sessions if session.welcome is not None]
         hint = "This node is shutting down: come back, and another one goes on from your cursor"
         for index, session in enumerate(sessions):

@@ -205,7 +205,7 @@ class Server(uvicorn.Server):
         if alone:  # there is nobody to hand anything over to
             await self.node.drain(over=0.0, grace=0.0, hurry=self._hurry)
         else:
-            self.node.draining = True
+            self.node.depart()
             try:
                 async with asyncio.timeout(settings.drain_wait):
                     await self._hurry.wait()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from gateway.brokers.base import Page
@@ -13,6 +14,16 @@ from gateway.recent import Channel
 Item = Message | Control
 
 BATCH = 64 << 10  # bytes that a transport takes at a time; what it has taken cannot be given back
+
+
+@dataclass(slots=True)
+class Ask:
+    """One channel that a session asks for: at its live end, from a position, or with a snapshot."""
+
+    channel: str
+    since: int | None = None
+    quiet: bool = False  # `since` is a time (microseconds), which the store turns into a position: no reset
+    snapshot: bool = False
 
 
 class Budget:

@@ -93,6 +93,8 @@ class Settings(BaseSettings):
     broker: str = Field(default="memory://", repr=False)  # a URL may hold a password
     log_level: Literal["debug", "info", "warning", "error"] = "info"  # of what the gateway itself logs, to stderr
     node: str = Field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}")
+    advertise: str | None = None  # the URL at which clients reach this very node; told to those whose home it is
+    node_ttl: Annotated[Interval, Field(ge=0.5)] = 6.0  # after so much silence a node is taken for gone
     drain_wait: Duration = 5.0  # after leaving the ring, how long to serve as before
     drain: Duration = 10.0  # the window that goodbyes are spread over
 
@@ -184,6 +186,16 @@ class Settings(BaseSettings):
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
             raise ValueError("must be 1 to 100 letters, digits, '.', '_' or '-', beginning with a letter or digit")
         return name
+
+    @field_validator("advertise")
+    @classmethod
+    def _reachable(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or "@" in url:
+            raise ValueError("is not the address of a gateway; write for example https://gateway-1.example.com")
+        return url.rstrip("/")
 
     @field_validator("api_keys")
     @classmethod

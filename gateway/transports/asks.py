@@ -12,7 +12,7 @@ import msgspec
 from gateway.auth import Identity
 from gateway.errors import Problem
 from gateway.message import MAX_OFFSET, check_channel, check_positions, clip, decode_cursor, encode_cursor
-from gateway.node import Ask
+from gateway.session import Ask
 from gateway.settings import Settings, seconds
 
 URL_CURSOR = 4 << 10  # bytes of a cursor in a URL or header: what proxies let through

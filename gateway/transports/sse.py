@@ -17,8 +17,8 @@ from gateway.auth import Identity
 from gateway.credentials import address_of
 from gateway.errors import Problem, reconnects
 from gateway.message import Control, Message, encode_cursor
-from gateway.node import Ask, Node
-from gateway.session import Session
+from gateway.node import Node
+from gateway.session import Ask, Session
 from gateway.transports.request import asked_by
 from gateway.transports.wire import abort_of, drained_of
 
