@@ -37,7 +37,7 @@ class Member(msgspec.Struct, frozen=True):
 
     state: State
     partitions: int
-    version: str
+    release: str
     address: str | None = None  # where clients reach this very node, if they can
     accept: int = 0  # connections it would still take
 
@@ -109,9 +109,11 @@ class View:
             name for name, member in self.members.items()
             if member.state == "active" and member.partitions == partitions
         )  # fmt: skip
-        if tuple(active) != self.ring.members:
+        before = self.ring.members
+        if tuple(active) != before:
             self.ring = Ring(active, partitions)
-            log.info("the ring has %d nodes: %s (%s)", len(active), " ".join(active), self.ring.hash)
+            if {*before, *active} - {self.own}:  # of a node that is alone there is nothing to tell
+                log.info("on the ring of %d partitions: %s (%s)", partitions, " ".join(active), self.ring.hash)
 
 
 class Cluster:
@@ -173,7 +175,7 @@ class Cluster:
     def _member(self) -> Member:
         settings = self._settings
         accept = max(0, settings.max_connections - self._node.connections.total())
-        return Member(self._state, settings.partitions, _version(), settings.advertise,
+        return Member(self._state, settings.partitions, _release(), settings.advertise,
                       0 if self._state == "draining" else accept)  # fmt: skip
 
     def _draft(self, deleted: bool = False) -> Draft:
@@ -254,7 +256,7 @@ def _now() -> float:
     return asyncio.get_running_loop().time()
 
 
-def _version() -> str:
+def _release() -> str:
     try:
         return metadata.version("ringcast")
     except metadata.PackageNotFoundError:

@@ -7,7 +7,8 @@ from starlette.requests import Request
 from gateway.auth import Identity
 from gateway.errors import Problem
 from gateway.http import identify, read_body
-from gateway.node import Ask, Node
+from gateway.node import Node
+from gateway.session import Ask
 from gateway.transports.asks import BODY, URL_CURSOR, Wanted, asks, from_json, from_query
 
 

@@ -71,7 +71,7 @@ async def test_three_nodes_agree_until_one_is_killed_and_one_drained(three: list
     for view in views:
         assert sum(member["home_of"] for member in view["nodes"]) == view["partitions"] == 1024
         assert {member["address"] for member in view["nodes"]} == {f"http://{name}.test:8000" for name in "abc"}
-        assert all(member["accept"] > 0 and member["version"] for member in view["nodes"])
+        assert all(member["accept"] > 0 and member["release"] for member in view["nodes"])
 
     killed = time.monotonic()
     await asyncio.to_thread(c.kill)
@@ -183,7 +183,7 @@ async def test_nodes_find_each_other_again_after_the_store_was_away(redis: Redis
         await agreed([a, b], "a", "b")
         await asyncio.to_thread(redis.kill)
         await a.until(lambda: states(a) == {"a": "active"}, TTL + 2, "what is silent is gone, also without a store")
-        await asyncio.to_thread(redis.restart)
+        await asyncio.to_thread(redis.start)
         await agreed([a, b], "a", "b", within=20.0)
 
 

@@ -33,7 +33,10 @@ SCRIPTED = {
     "http request", "http response", "http websocket", "json ws-client", "json ws-server", "json ws-close",
     "text event-stream",
 }  # fmt: skip
-CHANGING = {"offset", "id", "time", "session", "ticket", "expires", "partition", "node", "heartbeat_ms", "after_ms"}
+CHANGING = {
+    "offset", "id", "time", "session", "ticket", "expires", "partition", "node", "heartbeat_ms", "after_ms",
+    "hash", "accept", "release", "top",
+}  # fmt: skip
 REPEATED = {"offset", "id", "ticket", "session"}  # which the page may show again, and requests may repeat
 CURSORS = {"cursor", "ringcast-cursor", "etag"}
 

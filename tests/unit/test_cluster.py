@@ -93,7 +93,7 @@ def test_a_node_believes_nothing_of_itself_that_it_hears(view: View, lie: bytes,
     assert ring(view) == ["a"]
 
 
-@pytest.mark.parametrize("data", [b"null", b"[]", b"{}", b'{"state":"resting","partitions":64,"version":"9"}', b"\xff"])
+@pytest.mark.parametrize("data", [b"null", b"[]", b"{}", b'{"state":"resting","partitions":64,"release":"9"}', b"\xff"])
 def test_what_cannot_be_read_takes_a_node_out_and_breaks_nothing(view: View, data: bytes) -> None:
     view.heard("b", told(), False, 0.0)
     view.heard("b", data, False, 1.0)

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 from starlette.routing import Route, WebSocketRoute
 
+from gateway import explain
 from gateway.app import create_app
 from gateway.brokers.base import Receipt
 from gateway.errors import Problem
@@ -47,6 +48,12 @@ def test_answers_have_the_fields_that_are_given() -> None:
     assert set(SCHEMAS["Receipt"]["properties"]) == set(msgspec.to_builtins(Receipt("topic:a", 1, "id")))
     told = Problem("rate_limited", "Later", retry_after=1).as_json()
     assert set(SCHEMAS["Problem"]["properties"]) == set(told)
+
+
+async def test_what_is_explained_has_the_fields_that_are_given() -> None:
+    node = create_app(Settings()).state.node
+    assert set(SCHEMAS["Nodes"]["properties"]) == set(nodes := explain.nodes(node))
+    assert set(SCHEMAS["Nodes"]["properties"]["nodes"]["items"]["properties"]) == set(nodes["nodes"][0])
 
 
 def test_it_names_every_route_with_its_methods() -> None:
