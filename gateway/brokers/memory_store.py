@@ -53,11 +53,16 @@ class Log:
 
 @dataclass(slots=True)
 class Part:
-    """A partition: below `floor` nothing can be proven, `top` is the highest offset issued."""
+    """A partition: below `floor` nothing can be proven, `top` is the highest offset issued.
+
+    Every chain broke at `announced`: who was told of less has been told of a loss. A floor that was raised for want of
+    room breaks no chain.
+    """
 
     floor: int
     top: int
     history: str
+    announced: int
     takeovers: list[tuple[str, int]] = field(default_factory=list)
 
 
@@ -92,9 +97,9 @@ class MemoryStore:
 
     def part(self, partition: int) -> Part:
         """The partition, with a take-over noted when another store process wrote to it last."""
-        part = self.state.parts.get(partition)
+        part, began = self.state.parts.get(partition), self.state.began
         if part is None:
-            part = self.state.parts[partition] = Part(self.state.began, self.state.began, self.history)
+            part = self.state.parts[partition] = Part(began, began, self.history, began)
         elif part.history != self.history:
             part.takeovers = [*part.takeovers, (part.history, part.top)][-TAKEOVERS:]
             part.history = self.history
@@ -109,12 +114,12 @@ class MemoryStore:
         part = self.part(partition)
         for told, history in claims:
             if self.lost(part, told, history):
-                part.floor = part.top = max(part.top + 1, told + 1, self.clock())
+                part.announced = part.floor = part.top = max(part.top + 1, told + 1, self.clock())
         return part.top, part.history
 
     def lost(self, part: Part, told: int, history: str) -> bool:
-        if told < part.floor:
-            return False  # another witness was first: whoever stands there is told already
+        if told < part.announced:
+            return False  # another witness was first
         if history == part.history:
             return told > part.top
         ends = dict(part.takeovers)

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from tests.support.world import World
 
 
+EACH = 5000  # bytes that each session may have beyond a used up budget: one message, and frames of other kinds
+
+
 def bounds(world: World, node: Node) -> None:
     hub, settings = node.hub, world.settings
     for session in hub.sessions:
@@ -24,6 +27,9 @@ def bounds(world: World, node: Node) -> None:
     used = sum(session.queued + session.flying for session in hub.sessions)
     if used != hub.budget.used:
         world.fail(f"{node.name}: the budget counts {hub.budget.used} of {used} bytes")
+    beyond = used + hub.recent.bytes - hub.budget.limit
+    if beyond > len(hub.sessions) * EACH:
+        world.fail(f"{node.name}: {beyond} bytes more than the budget are held for {len(hub.sessions)} sessions")
 
 
 def recent(world: World, node: Node) -> None:

@@ -93,7 +93,7 @@ class Node:
         self.wants: list[tuple[str, int]] = []
         self.pages: list[tuple[str, Page]] = []
         self.checking: dict[int, list[tuple[int, str]]] = {}  # claims under way to the store
-        self.answers: dict[int, tuple[int, str, set[str]]] = {}  # and its answers under way back
+        self.answers: dict[int, tuple[int, str, bool, set[str]]] = {}  # and its answers under way back
         self.acks: deque[tuple[Published, str]] = deque()
         self.received: dict[int, set[str]] = {}  # ids by partition: what this node knows of while it follows it
         self.acknowledged: set[str] = set()  # and what it knows of for good
@@ -117,11 +117,16 @@ class Node:
     # -- what MemoryBroker does, one step at a time
 
     def follow(self, partition: int) -> bool:
+        """Subscribe and check, as MemoryBroker does in one step, or as other brokers do: the answer comes later."""
         if partition not in self.chain.followed and self.linked:
+            if self.world.random.random() < 0.3:
+                self.chain.expect(partition)
+                self.tell(partition)
+                return False
             ids = self.world.stored(partition)
             self.chain.begin(partition, *self.world.store.check(partition, self.chain.claims(partition)))
             self._learn(partition, ids)
-        return partition in self.chain.followed
+        return partition in self.hub.partitions
 
     def unfollow(self, partition: int) -> None:
         at = self.hub.partitions.get(partition)
@@ -159,14 +164,21 @@ class Node:
         self.answers.pop(partition, None)
 
     def ask(self, partition: int) -> None:
-        claims = self.checking.pop(partition)
-        answer = self.world.store.check(partition, claims)
-        self.answers[partition] = (*answer, self.world.stored(partition))
+        store, claims = self.world.store, self.checking.pop(partition)
+        floor = store.part(partition).floor
+        top, history = store.check(partition, claims)
+        raised = store.part(partition).floor != floor
+        self.answers[partition] = (top, history, raised, self.world.stored(partition))
 
-    def answer(self, partition: int) -> None:
-        top, history, ids = self.answers.pop(partition)
-        self.chain.answered(partition, top, history)
-        self._learn(partition, ids)
+    def answer(self, partition: int, *, live: bool = False) -> None:
+        """`live`: frames take another way than answers, so what the answer is ahead may be on its way."""
+        top, history, raised, ids = self.answers.pop(partition)
+        if live and not raised:
+            self.chain.reported(partition, top, history)
+        else:
+            self.chain.answered(partition, top, history)
+        at = self.chain.followed.get(partition)
+        self._learn(partition, ids if at is None or at.watermark >= top else set())
 
     def _learn(self, partition: int, ids: set[str]) -> None:
         """Who was told a partition's highest offset knows of all it stands for."""
@@ -181,6 +193,8 @@ class Node:
     def cut(self) -> None:
         """The link to the store is gone, and with it all that was under way."""
         self.linked = False
+        for partition in set(self.chain.followed) - set(self.hub.partitions):
+            self.chain.end(partition)  # its subscription failed
         self.checking.clear()
         self.answers.clear()
 
@@ -242,6 +256,11 @@ class Node:
         """Everything that waits, in the order in which it came."""
         self.hear_acks()
         self.receive(len(self.inbox))
+        for partition in sorted(self.checking):
+            self.ask(partition)
+        for partition in sorted(self.answers):
+            self.answer(partition)
+        self.chain.overdue()
         self.check_due()
         self.check_all()
         self.check_due()

@@ -71,6 +71,11 @@ class Subscriber:
 
     # ---------------------------------------------------------------- coming and going
 
+    @property
+    def comes_back(self) -> bool:
+        """Whether it is away and has reason to connect again at once."""
+        return self.node is None and (self.more or self.kind != "poll")
+
     def connect(self, node: Node) -> None:
         settings, world = self.world.settings, self.world
         self.node = node

@@ -136,7 +136,7 @@ class World:
         elif what == 6 and node.checking:
             node.ask(r.choice(sorted(node.checking)))
         elif what == 7 and node.answers:
-            node.answer(r.choice(sorted(node.answers)))
+            node.answer(r.choice(sorted(node.answers)), live=r.random() < 0.5)
 
     def move(self, client: Subscriber) -> None:
         r = self.random
@@ -258,7 +258,7 @@ class World:
             for node in self.nodes:
                 node.work()
             for client in self.subscribers:
-                if client.node is None and client.more:
+                if client.comes_back:
                     client.connect(self.random.choice(self.nodes))
                 while client.joining:
                     client.join_some()
@@ -269,7 +269,7 @@ class World:
                         client.resubscribe(channel)
                 busy |= bool(client.session.outbox or client.session.behind or client.unsent)
                 client.read(1 << 20)
-                busy |= client.more and client.kind == "poll"
+                busy |= client.comes_back
             if not busy and not any(node.inbox or node.wants or node.pages for node in self.nodes):
                 return
         self.fail("what is owed is never delivered: " + "; ".join(self._stuck()))

@@ -229,3 +229,58 @@ def test_a_read_makes_a_witness(chain: Chain) -> None:
 def test_a_read_of_less_than_was_told_is_not_to_be_used(chain: Chain) -> None:
     assert not chain.read(P, 99, NEW)
     assert chain.read(P + 1, 1, NEW)
+
+
+# ---------------------------------------------------------------- answers that take another way than frames
+
+
+def test_frames_may_come_before_the_store_has_said_where_a_new_partition_is(heard: Heard) -> None:
+    chain = Chain(heard)
+    chain.expect(P)
+    chain.frame(frame(90, 100))
+    chain.frame(frame(100, 105))
+    assert chain.claims(P) == [(105, OLD)], "no position of its own yet"
+    chain.answered(P, 100, OLD)
+    assert heard.since() == [("watermark", 100), ("message", 105)]
+    assert not chain.due
+
+
+def test_what_the_store_is_ahead_may_be_on_its_way(chain: Chain, heard: Heard) -> None:
+    chain.claims(P)
+    chain.reported(P, 105, OLD)
+    chain.overdue()
+    chain.frame(frame(100, 105))
+    chain.overdue()
+    assert heard.since() == [("message", 105)]
+    assert not chain.due
+
+
+def test_what_has_not_come_in_time_is_asked_about(chain: Chain, heard: Heard) -> None:
+    chain.claims(P)
+    chain.reported(P, 105, OLD)
+    chain.overdue()
+    assert not chain.due, "it may have been reported just now"
+    chain.overdue()
+    assert heard.since() == []
+    assert chain.due == {P}
+
+
+@pytest.mark.parametrize("why", ["history", "held"])
+def test_a_report_that_changes_something_is_an_answer(chain: Chain, heard: Heard, why: str) -> None:
+    if why == "held":
+        chain.suspect([P])
+    chain.claims(P)
+    chain.reported(P, 105, NEW if why == "history" else OLD)
+    assert heard.since() == [("gap", 105)]
+    assert not chain.due
+
+
+def test_a_publish_is_to_find_the_one_history_its_node_knows(chain: Chain) -> None:
+    assert chain.history(P) == ""
+    chain.acknowledged(P, 130, OLD)
+    assert chain.history(P) == OLD
+    chain.acknowledged(P, 140, NEW)
+    assert chain.history(P) not in ("", OLD, NEW), "it has to be checked first"
+    chain.claims(P)
+    chain.answered(P, 150, NEW)
+    assert chain.history(P) == NEW

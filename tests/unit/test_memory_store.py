@@ -163,6 +163,18 @@ def test_the_next_witness_of_the_same_loss_raises_nothing(store: MemoryStore, cl
     assert store.check(0, [(lost, history)]) == (sent, store.history)
 
 
+def test_a_floor_that_was_raised_for_want_of_room_hides_no_loss(clock: Clock) -> None:
+    store = made(clock, store_bytes=500)
+    clock.wait(1)
+    state = copy.deepcopy(store.state)
+    lost = publish(store)
+    history = take_over(store, state)
+    clock.wait(1)
+    sent = publish(store, "log:b")  # there is no room even for its record
+    assert read(store, START, "log:b").floor == sent > lost
+    assert store.check(0, [(lost, history)])[0] > sent
+
+
 def test_a_newer_message_does_not_hide_a_loss(store: MemoryStore, clock: Clock) -> None:
     clock.wait(1)
     publish(store)
