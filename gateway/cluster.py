@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("ringcast.cluster")
 
 CHANNEL = "ringcast:nodes"
-AGAIN = 1.0  # seconds between two attempts to follow the channel while the store is away
+AGAIN = 0.5  # seconds between two attempts while the store is away
 LAST_WORD = 2.0  # seconds for telling that this node is gone
 
 State = Literal["joining", "active", "draining"]
@@ -131,6 +131,7 @@ class Cluster:
         self._cut = self._deaf = self._gone = False
         self._telling = asyncio.Lock()  # so that this node is not told of again once it is gone
         self._known = False  # the store has taken something of this node
+        self._away = True  # the store, which is told once
 
     def home(self, partition: int) -> str | None:
         """The address of the partition's home, where that is another node which has one."""
@@ -184,23 +185,29 @@ class Cluster:
                      ttl=self._settings.node_ttl)  # fmt: skip
 
     async def _tell(self) -> None:
-        every = self._settings.node_ttl / 3
         while True:
+            every = self._settings.node_ttl / 3
             self._news.clear()
             async with self._telling:
                 if self._gone:
                     return
                 try:
                     await self._node.broker.publish(self._draft())
-                    self._known = True
+                    self._known, self._away = True, False
                 except Problem as problem:
-                    log.warning("the other nodes could not be told of this one: %s", problem)
+                    every = min(every, AGAIN)
+                    self._trouble(problem)
             self.view.become(self._member())
             try:
                 async with asyncio.timeout(every):
                     await self._news.wait()
             except TimeoutError:
                 continue
+
+    def _trouble(self, problem: Problem) -> None:
+        """Told once for each time that the store goes away; that it is not there yet is the broker's to tell."""
+        log.log(logging.DEBUG if self._away else logging.WARNING, "nothing is heard of the other nodes: %s", problem)
+        self._away = True
 
     # ---------------------------------------------------------------- hearing
 
@@ -209,7 +216,7 @@ class Cluster:
             try:
                 await self._follow()
             except Problem as problem:
-                log.warning("the other nodes cannot be heard of: %s", problem)
+                self._trouble(problem)
                 self.view.expire(_now())
                 await asyncio.sleep(AGAIN)
 

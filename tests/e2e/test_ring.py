@@ -22,6 +22,7 @@ from tests.support.command import ringcast
 from tests.support.deployments import Watcher
 from tests.support.gateway import Gateway
 from tests.support.keys import API_KEY, token
+from tests.support.nats import NatsServer
 from tests.support.redis import RedisServer
 
 TTL = 3.0  # seconds; a node tells of itself every second
@@ -185,6 +186,18 @@ async def test_nodes_find_each_other_again_after_the_store_was_away(redis: Redis
         await a.until(lambda: states(a) == {"a": "active"}, TTL + 2, "what is silent is gone, also without a store")
         await asyncio.to_thread(redis.start)
         await agreed([a, b], "a", "b", within=20.0)
+
+
+async def test_nodes_know_each_other_on_nats() -> None:
+    with NatsServer() as nats:
+        options: dict[str, Any] = {"broker": nats.url, "node_ttl": f"{TTL:g}s"}
+        with Gateway(node="a", **options) as a, Gateway(node="b", **options) as b:
+            await agreed([a, b], "a", "b")
+            assert seen(a)["hash"] == seen(b)["hash"]
+            await asyncio.to_thread(b.kill)
+            await agreed([a], "a", within=TTL + 2)
+            assert a.stop() == 0, a.stderr
+            assert not a.complaints(), a.stderr
 
 
 async def test_a_node_alone_is_home_to_all() -> None:

@@ -174,6 +174,13 @@ def test_what_is_no_origin_is_refused(origin: str) -> None:
     assert "is not an origin; write scheme://host[:port]" in refusal(allowed_origins=origin)
 
 
+def test_where_a_node_is_reached_is_an_address_without_more() -> None:
+    assert Settings(advertise="https://gateway-1.example.com:8443/").advertise == "https://gateway-1.example.com:8443"
+    for url in ("gateway-1:8000", "ws://gateway-1", "https://", "https://me:secret@gateway-1", "https://gateway-1/?a=b"):
+        with pytest.raises(ValueError, match="not the address of a gateway"):
+            Settings(advertise=url)
+
+
 def test_any_origin_together_with_cookies_is_refused() -> None:
     assert "would let every website act for your users" in refusal(allowed_origins="*", jwt_cookie="session")
 
