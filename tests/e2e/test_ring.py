@@ -211,6 +211,10 @@ async def test_a_node_alone_is_home_to_all() -> None:
             await client.messages(1)
             with a.http() as http:
                 explained = http.get("/v1/route", params={"channel": "topic:x"}).raise_for_status().json()
+        with a.http() as http:
+            way = http.get("/openapi.json").json()["components"]["schemas"]["Way"]["properties"]
+        assert set(way) == set(explained)
+        assert set(way["sessions"]["items"]["properties"]) == set(explained["sessions"][0])
         assert explained["home"] == explained["node"] == "a"
         assert explained["interest"]
         assert explained["watermark"] == explained["top"] == receipt["offset"]
