@@ -18,7 +18,8 @@ from tests.support.broker_steps import draft
 from tests.support.nats import NatsAlone
 
 CHANNELS = ["topic:1", "topic:2", "topic:3", "room:1"]
-SETTINGS = {"partitions": 2, "check_interval": "1s", "channels": {"room": {"keyed": True}}}
+LONG = {"history_size": 100_000}  # so that nothing is trimmed, however long a client is away
+SETTINGS = {"partitions": 2, "check_interval": "1s", "channels": {"default": LONG, "room": {"keyed": True, **LONG}}}
 
 
 @dataclass
@@ -58,21 +59,19 @@ class Ledger:
         client.position = message.offset
         client.got.append((message.offset, message.id))
 
-    async def catch_up(self, client: Client) -> None:
-        """Read on from the client's position, as a session does behind a gap."""
+    async def catch_up(self, client: Client, tops: dict[int, int]) -> None:
+        """Read on from the client's position until it has reached what its node was told; then it is live again."""
+        partition = client.broker.partition(client.channel)
         while client.behind:
-            client.behind = False
-            while True:
-                page = await client.broker.read(client.channel, client.position, 50)
-                if not page.continuous:
-                    client.reset_at = len(self.sent)
-                    self.resets += 1
-                client.position = page.start
-                for message in page.messages:
-                    self.take(client, message)
-                client.position = max(page.reached, client.position)
-                if not page.more:
-                    break
+            page = await client.broker.read(client.channel, client.position, 50)
+            if not page.continuous:
+                client.reset_at = len(self.sent)
+                self.resets += 1
+            client.position = page.start
+            for message in page.messages:
+                self.take(client, message)
+            client.position = max(page.reached, client.position)
+            client.behind = page.more or client.position < tops[partition]
 
     def settle(self, clients: list[Client]) -> None:
         offsets = [(sent.channel, sent.offset) for sent in self.sent]
@@ -182,16 +181,14 @@ async def run(alone: NatsAlone, dice: random.Random, faults: list[str]) -> Ledge
                         raise
                 await asyncio.sleep(dice.choice([0, 0, 0.001, 0.02]))
 
-        async def keep_reading(client: Client) -> None:
+        async def keep_reading(client: Client, follower: Follower) -> None:
             while not stop.is_set() or client.behind:
                 if dice.random() < 0.02 and not stop.is_set():
                     client.away = True
                     await asyncio.sleep(dice.uniform(0, 4))
                     client.away, client.behind = False, True
-                try:
-                    await ledger.catch_up(client)
-                except Problem:
-                    client.behind = True
+                with suppress(Problem):  # the store is away: read on when it is back
+                    await ledger.catch_up(client, follower.tops)
                 await asyncio.sleep(0.05)
 
         async def keep_checking(broker: Broker, follower: Follower) -> None:
@@ -207,8 +204,9 @@ async def run(alone: NatsAlone, dice: random.Random, faults: list[str]) -> Ledge
                 tasks.create_task(keep_publishing(broker))
                 tasks.create_task(keep_publishing(broker))
                 tasks.create_task(keep_checking(broker, follower))
-            for client in clients:
-                tasks.create_task(keep_reading(client))
+            for _, follower in nodes:
+                for client in follower.clients:
+                    tasks.create_task(keep_reading(client, follower))
             for what in faults:
                 await asyncio.sleep(dice.uniform(0.1, 2))
                 if what == "cut":
@@ -236,8 +234,9 @@ async def run(alone: NatsAlone, dice: random.Random, faults: list[str]) -> Ledge
             await patiently(broker, [])
             await broker.check(list(follower.tops))
         await asyncio.sleep(3)
-        for client in clients:
-            await ledger.catch_up(client)
+        for _, follower in nodes:
+            for client in follower.clients:
+                await ledger.catch_up(client, follower.tops)
         assert len(ledger.sent) > 500
         ledger.settle(clients)
     return ledger
