@@ -6,7 +6,7 @@ record into the stream first: from that record on offsets are shifted to the pre
 ended stays known. The last record says it all.
 
 A record is stored to stay for ever. But nats-server 2.15, when it starts, lets go of all that is older than the
-stream's `max_age`, records too (seen with one replica and with three). So the last one is in the stream's description
+stream's `max_age`, records too (seen with one replica). So the last one is in the stream's description
 as well, to be read where the stream itself holds none any more.
 """
 
