@@ -325,14 +325,14 @@ class RedisBroker:
         partition = partition_of(channel, self.settings.partitions)
         stream = names.log(partition, channel)
         pipeline: Any = self._servers.client.pipeline(transaction=True)
-        pipeline.time()
+        self._tell_time(pipeline, names.part(partition))
         pipeline.hmget(names.part(partition), "floor", "top", "history")
         pipeline.xrevrange(stream, f"{since}-0", "-", count=1)
         pipeline.xrange(stream, f"({since}-0", "+", count=limit + 1)
         if policy.slow == "latest":
             pipeline.hgetall(names.keys(partition, channel))
         (seconds, micros), part, held, after, *table = await self._calls.view(pipeline, self.names.part(partition))
-        now = seconds * 1_000_000 + micros
+        now = int(seconds) * 1_000_000 + int(micros)
         keys = table[0] if table else {}
         page = store.page(channel, since, limit, self.settings.page_bytes, policy, now, part, held, after, keys)
         return page, part[2].decode()
@@ -346,11 +346,18 @@ class RedisBroker:
     async def _snapshot(self, channel: str) -> tuple[Snapshot, str]:
         partition = partition_of(channel, self.settings.partitions)
         pipeline: Any = self._servers.client.pipeline(transaction=True)
-        pipeline.time()
+        self._tell_time(pipeline, self.names.part(partition))
         pipeline.hmget(self.names.part(partition), "floor", "top", "history")
         pipeline.hgetall(self.names.keys(partition, channel))
         (seconds, micros), part, table = await self._calls.view(pipeline, self.names.part(partition))
-        return store.snapshot(channel, seconds * 1_000_000 + micros, part, table), part[2].decode()
+        return store.snapshot(channel, int(seconds) * 1_000_000 + int(micros), part, table), part[2].decode()
+
+    def _tell_time(self, pipeline: Any, part: bytes) -> None:
+        """The store's clock, as the first answer of a view; on a cluster a key says whose."""
+        if self._servers.sharded:
+            pipeline.execute_command("EVAL", "return redis.call('TIME')", 1, part)
+        else:
+            pipeline.time()
 
     async def close(self) -> None:
         if self._flushing is not None:
