@@ -25,6 +25,8 @@ log = logging.getLogger("ringcast.redis")
 
 PING = 1.0  # seconds of silence after which a live connection is asked for a sign of life
 BATCH = 200  # publishes that share a pipeline
+QUEUE = 10_000  # that wait for one at most
+PATIENCE = 5.0  # seconds that a publish waits at most, also where the store answers but never settles
 CHECKED = 256  # partitions that share one
 GRACE = 1.0  # seconds that a message may take from the store to here before it counts as lost
 BACKOFF = 2.0  # seconds between two attempts to reach the store, at most
@@ -248,20 +250,29 @@ class RedisBroker:
 
     async def publish(self, draft: Draft) -> Receipt:
         """What is published at the same time shares a pipeline."""
+        if len(self._queue) >= QUEUE:
+            raise Problem("unavailable", "Too many publishes wait for the store: try again soon", retry_after=1)
         future: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
         self._queue.append((draft, future))
         if self._flushing is None or self._flushing.done():
             self._flushing = asyncio.create_task(self._flush(), name="redis publisher")
-        return await future
+        try:
+            async with asyncio.timeout(PATIENCE):
+                return await future
+        except TimeoutError as error:
+            raise away(error) from error
 
     async def _flush(self) -> None:
         await asyncio.sleep(0)  # everything of this turn of the loop comes along
         while self._queue:
             batch, self._queue = self._queue[:BATCH], self._queue[BATCH:]
+            batch = [(draft, future) for draft, future in batch if not future.done()]  # else nobody waits any more
             try:
                 await self._publish(batch)
             except Exception as error:  # told to each publisher, and to nobody twice
                 problem = away(error) if isinstance(error, AWAY) else error
+                if isinstance(error, AWAY):  # whoever queued behind it does not find out one batch at a time
+                    batch, self._queue = batch + self._queue, []
                 for _, future in batch:
                     if not future.done():
                         future.set_exception(problem)

@@ -93,6 +93,11 @@ async def test_a_server_that_does_not_answer_is_told_within_bounds_and_found_aga
                 assert refused.value.code == "unavailable"
                 assert refused.value.retry_after
             assert time.monotonic() - began < 15
+            began = time.monotonic()
+            told = await asyncio.gather(*(broker.publish(draft()) for _ in range(3000)), return_exceptions=True)
+            assert {problem.code for problem in told if isinstance(problem, Problem)} == {"unavailable"}
+            assert all(isinstance(problem, Problem) for problem in told)
+            assert time.monotonic() - began < 10, "they were told one batch after the other"
             async with asyncio.timeout(10):
                 while broker.connected:  # noqa: ASYNC110 - it is a property, as /readyz asks it
                     await asyncio.sleep(0.05)
