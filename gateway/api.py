@@ -1,11 +1,12 @@
-"""The HTTP interface for backends: publishing, looking into channels, tickets, and what operators ask a node."""
+"""The HTTP interface for backends: looking into channels, tickets, and what operators ask a node."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from importlib.resources import files
 from typing import Any
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -14,22 +15,9 @@ from starlette.types import Receive
 from gateway import explain, metrics
 from gateway.errors import Problem
 from gateway.grants import ticket
-from gateway.http import (
-    JSON,
-    NDJSON,
-    Stream,
-    content_type,
-    encode,
-    identify,
-    json_response,
-    problem_response,
-    read_body,
-)
-from gateway.message import MAX_OFFSET, Message, check_channel
-from gateway.ndjson import Ingest
+from gateway.http import JSON, Stream, content_type, encode, flag, identify, json_response, problem_response, read_body
+from gateway.message import MAX_OFFSET, check_channel, encode_cursor
 from gateway.node import Node
-from gateway.publish import body_limit, check_id, parse
-from gateway.results import publish_each, publish_one
 from gateway.transports.asks import parse_since, permit
 
 MAX_TICKET_BODY = 64 << 10  # bytes
@@ -39,22 +27,6 @@ PIECE = 64 << 10  # bytes of a snapshot that are sent together
 def routes(node: Node) -> list[Route]:
     """The routes of one node; what they raise is told by `gateway.http.exception_handlers`."""
     openapi = files("gateway").joinpath("openapi.json").read_bytes()
-
-    async def publish(request: Request) -> Response:
-        identity = await identify(request, node.auth)
-        given = check_id(request.headers.getlist("idempotency-key"))
-        kind = content_type(request)
-        if kind == NDJSON:
-            if given is not None:
-                raise Problem("bad_request", "Idempotency-Key is for a single publish: give each line an id of its own")
-            return Ingest(node, identity)
-        if kind != JSON:
-            raise Problem("unsupported_media_type", f"Send a publish as {JSON}, or one on each line as {NDJSON}")
-        body = await read_body(request, body_limit(node.settings), node.settings.stuck_after)
-        items = parse(body, node.settings, identity.principal, given)
-        if len(items) == 1:
-            return json_response({"results": [await publish_one(node, identity, items[0])]})
-        return json_response({"results": await publish_each(node, identity, items)})
 
     async def history(request: Request) -> Response:
         channel = await _readable(request, node)
@@ -66,13 +38,24 @@ def routes(node: Node) -> list[Route]:
         about: dict[str, Any] = {"channel": channel, "offset": page.reached, "more": page.more}
         if presented and not page.continuous:
             about["reset"] = {"reason": page.reason, "offset": page.start}
-        return Listing(node.settings.stuck_after, about, "messages", page.messages)
+        return Listing(node.settings.stuck_after, about, "messages", (each.json for each in page.messages))
 
     async def snapshot(request: Request) -> Response:
         channel = await _readable(request, node)
         found = await node.broker.snapshot(channel)
         about = {"channel": channel, "offset": found.offset}
-        return Listing(node.settings.stuck_after, about, "snapshot", found.messages)
+        return Listing(node.settings.stuck_after, about, "snapshot", (each.json for each in found.messages))
+
+    async def present(request: Request) -> Response:
+        """The members, and a cursor from which `presence:<channel>` tells what has changed since."""
+        channel = _channel(request)
+        told = f"presence:{channel}"
+        permit(told, await identify(request, node.auth), node.settings)
+        found = await node.broker.snapshot(told)
+        members = [msgspec.Raw(message.data) for message in found.messages]
+        cursor = encode_cursor({told: found.offset})
+        return json_response({"channel": channel, "offset": found.offset, "cursor": cursor, "count": len(members),
+                              "members": members})  # fmt: skip
 
     async def tickets(request: Request) -> Response:
         identity = await identify(request, node.auth)
@@ -83,7 +66,7 @@ def routes(node: Node) -> list[Route]:
 
     async def nodes(request: Request) -> Response:
         await _server(request, node, "What the nodes are is for API keys alone")
-        return json_response(explain.nodes(node))
+        return json_response(explain.nodes(node, details=flag(request.query_params, "details")))
 
     async def route(request: Request) -> Response:
         await _server(request, node, "The way of a channel's messages is for API keys alone")
@@ -93,15 +76,13 @@ def routes(node: Node) -> list[Route]:
         return json_response({"status": "alive"})
 
     async def readyz(_: Request) -> Response:
-        reasons = []
-        if node.draining:
-            reasons.append("this node is shutting down")
-        if not node.broker.connected:
-            reasons.append("the broker's store does not answer")
-        if reasons:
-            code = "draining" if node.draining else "unavailable"
-            return problem_response(Problem(code, f"Not ready: {' and '.join(reasons)}", reasons=reasons))
-        return json_response({"status": "ready"})
+        found = explain.unready(node)
+        if not found:
+            return json_response({"ready": True, "reasons": []})
+        reasons = [{"reason": reason, "detail": detail} for reason, detail in found.items()]
+        detail = f"Not ready: {' and '.join(found.values())}"
+        code = "draining" if node.draining else "unavailable"
+        return problem_response(Problem(code, detail, ready=False, reasons=reasons))
 
     async def exposition(request: Request) -> Response:
         # A loopback address proves nothing: behind a proxy of the same machine everyone has it.
@@ -112,9 +93,9 @@ def routes(node: Node) -> list[Route]:
         return Response(openapi, media_type=JSON)
 
     return [
-        Route("/v1/publish", publish, methods=["POST"]),
         Route("/v1/history", history, methods=["GET"]),
         Route("/v1/snapshot", snapshot, methods=["GET"]),
+        Route("/v1/presence", present, methods=["GET"]),
         Route("/v1/tickets", tickets, methods=["POST"]),
         Route("/v1/nodes", nodes, methods=["GET"]),
         Route("/v1/route", route, methods=["GET"]),
@@ -126,31 +107,36 @@ def routes(node: Node) -> list[Route]:
 
 
 class Listing(Stream):
-    """A JSON object of a few members and a list of messages, sent a piece at a time."""
+    """A JSON object of a few members and a list of values, which are JSON already, sent a piece at a time."""
 
-    def __init__(self, stuck_after: float, about: dict[str, Any], name: str, messages: list[Message]) -> None:
+    def __init__(self, stuck_after: float, about: dict[str, Any], name: str, values: Iterable[bytes]) -> None:
         super().__init__(stuck_after, JSON)
         self._about = about
         self._name = name
-        self._messages = messages
+        self._values = values
 
     async def pieces(self, receive: Receive) -> AsyncGenerator[bytes, None]:
         piece = bytearray(encode(self._about)[:-1] + b"," + encode(self._name) + b":[")
-        for number, message in enumerate(self._messages):
+        for number, value in enumerate(self._values):
             if len(piece) >= PIECE:
                 yield bytes(piece)
                 piece.clear()
-            piece += b"," + message.json if number else message.json
+            piece += b"," + value if number else value
         yield bytes(piece + b"]}")
 
 
 async def _readable(request: Request, node: Node) -> str:
     """The channel that is asked for, once it is clear that whoever asks may read it."""
     identity = await identify(request, node.auth)
+    channel = _channel(request)
+    permit(channel, identity, node.settings)
+    return channel
+
+
+def _channel(request: Request) -> str:
     channel = request.query_params.get("channel")
     if channel is None:
         raise Problem("bad_request", "Which channel? Name one as ?channel=")
-    permit(channel, identity)
     return channel
 
 

@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.routing import Mount, Route, WebSocketRoute
+from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 
-from gateway import api
+from gateway import access, api, console, jobs, verbs
 from gateway.auth import Authenticator
 from gateway.brokers import open_broker
-from gateway.brokers.memory import MemoryBroker
 from gateway.http import exception_handlers
+from gateway.intake import PATH, Ahead, Intake
+from gateway.measure import measure
 from gateway.metrics import Metrics
 from gateway.node import Node
+from gateway.operators import Operators
 from gateway.settings import Settings
+from gateway.steward import Steward
 from gateway.tickets import spend_by
 from gateway.transports import poll, sse, websocket
 
+# Seconds that a node waits for its store before it listens. Until then whoever comes is sent to another node by a
+# refused connection; but one whose store stays away is to say so itself, or it would be taken for dead.
+LISTEN_ANYWAY = 3.0
 STATIC = Path(__file__).parent / "static"
-EXPOSED = ["Ringcast-Cursor", "Ringcast-Poll-Interval", "Retry-After", "ETag"]
+EXPOSED = [
+    "Ringcast-Cursor", "Ringcast-Poll-Interval", "Ringcast-Node", "Ringcast-Partition", "Ringcast-Home", "Retry-After",
+    "ETag",
+]  # fmt: skip
 ALLOWED = ["Authorization", "Content-Type", "Idempotency-Key", "If-None-Match", "Last-Event-ID", "Cache-Control"]
 
 
@@ -35,30 +44,47 @@ def create_app(settings: Settings) -> Starlette:
     auth = Authenticator(settings)
     node = Node(settings, open_broker(settings), auth, metrics)
     auth.spend = spend_by(node.broker.publish)
-    _measure(metrics, node)
+    operators = Operators(node.broker)
+    auth.operators = operators.find
+    steward = Steward(node)
+    intake = Intake(node)
+    measure(metrics, node)
+    middleware = [Middleware(Ahead, intake=intake), Middleware(CORSMiddleware, **cors(settings))]
+    access.switch(settings.access_log)
+    if settings.access_log:
+        middleware.insert(0, Middleware(access.AccessLog, limits=auth.limits))
+    if settings.tracing:
+        from gateway.tracing import Requests, Tracing  # and with it OpenTelemetry, which nobody else has to install
+
+        middleware.insert(0, Middleware(Requests, tracer=Tracing(node).tracer))
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         await node.start()
+        node.spawn(steward.run(), "jobs", vital=True)
+        node.spawn(metrics.take_the_pulse(), "pulse", vital=True)
+        await node.settle(LISTEN_ANYWAY)
         try:
             yield
         finally:
             await node.stop()
 
+    interface: list[BaseRoute] = [
+        Route(PATH, intake, methods=["POST"]),
+        *api.routes(node),
+        *jobs.routes(node, steward),
+        *verbs.routes(node),
+        WebSocketRoute("/v1/ws", websocket.endpoint),
+        Route("/v1/sse", sse.endpoint, methods=["GET", "POST"]),
+        Route("/v1/poll", poll.endpoint, methods=["GET", "POST"]),
+    ]
     app = Starlette(
         routes=[
-            *api.routes(node),
-            WebSocketRoute("/v1/ws", websocket.endpoint),
-            Route("/v1/sse", sse.endpoint, methods=["GET", "POST"]),
-            Route("/v1/poll", poll.endpoint, methods=["GET", "POST"]),
+            *interface,
+            *console.routes(node, operators, interface),
             Mount("/static", StaticFiles(directory=STATIC, check_dir=False)),
         ],
-        middleware=[
-            Middleware(
-                CORSMiddleware, allow_origins=settings.allowed_origins, allow_methods=["GET", "POST"],
-                allow_headers=ALLOWED, expose_headers=EXPOSED, allow_credentials=settings.jwt_cookie is not None,
-            )
-        ],
+        middleware=middleware,
         exception_handlers=exception_handlers,
         lifespan=lifespan,
     )  # fmt: skip
@@ -66,22 +92,9 @@ def create_app(settings: Settings) -> Starlette:
     return app
 
 
-def _measure(metrics: Metrics, node: Node) -> None:
-    hub, settings = node.hub, node.settings
-    metrics.connections = lambda: node.connections
-    metrics.sessions = lambda: len(hub.sessions) - node.cluster.sessions
-    metrics.lagging = lambda: sum(session.lagged for session in hub.sessions)
-    metrics.subscriptions = lambda: sum(channel.subscriptions for channel in hub.channels.values())
-    metrics.channels = lambda: sum(channel.subscriptions > 0 for channel in hub.channels.values())
-    metrics.partitions = lambda: len(hub.partitions)
-    metrics.tasks = lambda: len(asyncio.all_tasks())
-    metrics.budget_used = lambda: hub.budget.used + hub.recent.bytes
-    metrics.budget_limit = lambda: hub.budget.limit
-    metrics.connected = lambda: node.broker.connected
-    metrics.draining = lambda: node.draining
-    if isinstance(node.broker, MemoryBroker):  # any other store has metrics of its own
-        store = node.broker.store
-        metrics.store_used = lambda: store.state.bytes
-        metrics.store_limit = lambda: settings.store_bytes
-        metrics.ids_used = lambda: store.state.ids.bytes
-        metrics.ids_limit = lambda: settings.idempotency_bytes
+def cors(settings: Settings) -> dict[str, Any]:
+    """What pages of other origins may do: for the middleware, and for what is answered before it."""
+    return {
+        "allow_origins": settings.allowed_origins, "allow_methods": ["GET", "POST"], "allow_headers": ALLOWED,
+        "expose_headers": EXPOSED, "allow_credentials": settings.jwt_cookie is not None,
+    }  # fmt: skip

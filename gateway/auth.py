@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from gateway.errors import Problem
 from gateway.identity import ANONYMOUS, Identity, reserved
 from gateway.keys import ApiKeys
 from gateway.limits import Limits
-from gateway.origin import Origins, host_is_loopback, is_loopback
+from gateway.operators import operator
+from gateway.origin import Origins, host_is_loopback, is_loopback, own_origin
+from gateway.revocations import REVOKED, Revocations
 from gateway.settings import Settings
 from gateway.tickets import NotATicket, Spend, Tickets, unspendable
 from gateway.tokens import NotGenuine, Tokens
@@ -19,6 +23,8 @@ from gateway.tokens import NotGenuine, Tokens
 __all__ = ["Authenticator", "Credentials", "Identity", "is_open", "reserved"]
 
 log = logging.getLogger("ringcast.auth")
+
+FindOperator = Callable[[str], Awaitable[Identity | None]]
 
 SUBPROTOCOL = "bearer."
 MAX_TOKEN = 8 << 10  # bytes
@@ -36,6 +42,7 @@ class Credentials:
     ticket: str | None = None  # `?ticket=`
     query_token: str | None = None  # `?token=`
     cookies: Mapping[str, str] = field(default_factory=dict)
+    operator: str | None = None  # the console's cookie; "" where the console asks without, None where it does not ask
     origin: str | None = None
     host: str | None = None
     scheme: str = "http"
@@ -44,7 +51,7 @@ class Credentials:
 
     def __repr__(self) -> str:
         """Which kinds were presented, never what."""
-        kinds = ("authorization", "subprotocols", "token", "ticket", "query_token", "cookies")
+        kinds = ("authorization", "subprotocols", "token", "ticket", "query_token", "cookies", "operator")
         return f"<Credentials from {self.address}: {', '.join(k for k in kinds if getattr(self, k)) or 'nothing'}>"
 
 
@@ -52,6 +59,7 @@ class Authenticator:
     """Decides who a request speaks for.
 
     `spend` makes connect tickets good for one use (see tickets.spend_by); it must be set before the first comes.
+    `revocations` is a node's table of what was revoked: until that is known, whoever comes for a user waits.
     """
 
     def __init__(
@@ -63,6 +71,8 @@ class Authenticator:
         self.limits = limits if limits is not None else Limits(settings)
         self.tickets = Tickets(settings, clock)
         self.spend = spend
+        self.operators: FindOperator = nobody
+        self.revocations = Revocations()
         self._settings = settings
         self._api_keys = ApiKeys(settings.api_keys)
         self._tokens = Tokens(settings, clock)
@@ -75,20 +85,72 @@ class Authenticator:
         `unauthorised`, `token_expired`, `forbidden_origin`, `rate_limited` after too many failures of the address,
         `bad_request` for credentials in two places or in one that is not enabled, `unavailable`.
         """
+        found = self.begin(credentials)
+        return await found if isinstance(found, Awaitable) else found
+
+    def begin(self, credentials: Credentials) -> Identity | Awaitable[Identity] | None:
+        """What `authenticate` answers, at once where nobody else has to be asked for it. Raises as it does."""
         self._check_origin(credentials)
         presented = self._presented(credentials)
         if presented is None and credentials.ticket is None:
-            return ANONYMOUS if self.open else None
+            if credentials.operator:
+                return self._operator(credentials, credentials.operator)
+            if not self.open:
+                return None
+            return ANONYMOUS if credentials.operator is None else operator(ANONYMOUS.principal)
         self.limits.check_logins(credentials.address)
+        if credentials.ticket is None and self.open:
+            return ANONYMOUS
         try:
             if credentials.ticket is not None:
-                return await self.tickets.redeem(credentials.ticket, self.spend)
-            return ANONYMOUS if self.open else await self._bearer(presented or "")
+                found = self.tickets.begin(credentials.ticket, self.spend)
+            else:
+                found = self._bearer(presented or "")
         except (NotGenuine, NotATicket) as error:
-            # The one way out of every failed check: the same answer, whichever it was.
-            log.debug("login from %s failed: %s", credentials.address, error)
-            self.limits.failed_login(credentials.address)
-            raise Problem("unauthorised", REFUSED) from None
+            raise self._failed(credentials, error) from None
+        if isinstance(found, Identity) and (found.subject is None or self.revocations.known.is_set()):
+            return self.check(found)
+        return self._finish(credentials, found)
+
+    async def _operator(self, credentials: Credentials, token: str) -> Identity:
+        """Whose cookie that is: an operator's, whose key is still one, when the console's own page presents it."""
+        self.limits.check_logins(credentials.address)
+        if not self._own_page(credentials):
+            raise Problem("forbidden_origin", "The console's cookie counts for the console's own page alone")
+        found = await self.operators(token)
+        if found is None or not self._api_keys.holds(found.principal):
+            raise self._failed(credentials, NotGenuine("no operator"))
+        return found
+
+    def _own_page(self, credentials: Credentials) -> bool:
+        if credentials.origin is None:  # of a page's GET to its own origin
+            return credentials.fetch_site == "same-origin" and not credentials.websocket
+        return own_origin(credentials.origin, credentials.host, credentials.scheme)
+
+    async def _finish(self, credentials: Credentials, found: Identity | Awaitable[Identity]) -> Identity:
+        try:
+            identity = found if isinstance(found, Identity) else await found
+        except (NotGenuine, NotATicket) as error:
+            raise self._failed(credentials, error) from None
+        try:
+            async with asyncio.timeout(self._settings.open_within):
+                await self.revocations.known.wait()
+        except TimeoutError:
+            detail = "This node does not know yet which tokens were revoked: try again soon"
+            raise Problem("unavailable", detail, retry_after=2) from None
+        return self.check(identity)
+
+    def check(self, identity: Identity) -> Identity:
+        """`identity`, unless its token was revoked since it was accepted: then raises Problem("unauthorised")."""
+        if self.revocations.refuses(identity):
+            raise Problem("unauthorised", REVOKED)
+        return identity
+
+    def _failed(self, credentials: Credentials, error: NotGenuine | NotATicket) -> Problem:
+        """The one way out of every failed check: the same answer, whichever it was."""
+        log.debug("login from %s failed: %s", credentials.address, error)
+        self.limits.failed_login(credentials.address)
+        return Problem("unauthorised", REFUSED)
 
     def origin_allowed(self, origin: str, host: str | None, scheme: str) -> bool:
         """Whether a page of `origin` may speak to the gateway that it reached as `host` by `scheme`: for CORS."""
@@ -101,6 +163,14 @@ class Authenticator:
     async def close(self) -> None:
         """End what is under way in the background."""
         await self._tokens.close()
+
+    def foreign(self, credentials: Credentials) -> bool:
+        """Whether they come from a page that may not connect."""
+        try:
+            self._check_origin(credentials)
+        except Problem:
+            return True
+        return False
 
     def _check_origin(self, credentials: Credentials) -> None:
         """Refuse what a foreign page made a browser send. CORS does not apply to WebSockets (RFC 6455, 10.2)."""
@@ -156,13 +226,22 @@ class Authenticator:
             )
         return token
 
-    async def _bearer(self, value: str) -> Identity:
+    def _bearer(self, value: str) -> Identity | Awaitable[Identity]:
         if len(value) > MAX_TOKEN:
             raise NotGenuine("size")
         key = self._api_keys.find(value)
         if key is not None:
-            return Identity(f"key:{key}", read=("*",), server=True)
-        return await self._tokens.identify(value)
+            return _backend(key)
+        return self._tokens.identify(value)
+
+
+async def nobody(_: str) -> None:
+    """Where there is no console."""
+
+
+@lru_cache(maxsize=64)
+def _backend(key: str) -> Identity:
+    return Identity(f"key:{key}", read=("*",), server=True)
 
 
 def is_open(settings: Settings) -> bool:

@@ -1,4 +1,4 @@
-"""`ringcast`: serve, publish, listen, route, token, config.
+"""`ringcast`: serve, publish, listen, route, token, config; `relay` and `verify` are in files of their own.
 
 Exit codes: 0 done, 1 refused or failed, 2 wrong usage or configuration, 130 ended by Ctrl-C. What goes wrong is told in
 sentences on stderr; stdout holds results alone.
@@ -32,6 +32,9 @@ try:
     import typer
     from rich.console import Console
     from rich.text import Text
+
+    from gateway.relays import relay_app
+    from gateway.verify.command import verify
 except ModuleNotFoundError:
     print(f"ringcast: {_WHOLE}", file=sys.stderr)
     raise SystemExit(2) from None
@@ -42,6 +45,8 @@ app = typer.Typer(
 )  # fmt: skip
 config_app = typer.Typer(no_args_is_help=True, help="The settings of a gateway.")
 app.add_typer(config_app, name="config")
+app.add_typer(relay_app, name="relay")
+app.command()(verify)
 
 Url = Annotated[str, typer.Option(envvar="RINGCAST_URL", help="The gateway's address.")]
 Config = Annotated[Path | None, typer.Option(help="A TOML file of settings (else RINGCAST_CONFIG).")]
@@ -82,18 +87,20 @@ def serve(
     host: Annotated[str | None, typer.Option(help="The address to listen on.  [default: 127.0.0.1]")] = None,
     port: Annotated[str | None, typer.Option(help="0 takes a free one.  [default: 8000]")] = None,
     broker: Annotated[str | None, typer.Option(help="The store's URL.  [default: memory://]")] = None,
+    workers: Annotated[str | None, typer.Option(help="Processes on this port, each a node.  [default: 1]")] = None,
     node: Annotated[str | None, typer.Option(help="This node's name.  [default: host and process]")] = None,
     advertise: Annotated[str | None, typer.Option(help="The URL at which clients reach this very node.")] = None,
     drain_wait: Annotated[
         str | None, typer.Option(help="How long to serve as before once told to stop.  [default: 5s]")
     ] = None,
-    drain: Annotated[str | None, typer.Option(help="How long to spread the goodbyes over.  [default: 10s]")] = None,
+    drain: Annotated[str | None, typer.Option(help="How long all clients have to leave.  [default: 10s]")] = None,
     config: Config = None,
 ) -> None:
     """Run a gateway. All other settings come from RINGCAST_* variables and the TOML file."""
     settings = _settings(
-        config, host=host, port=port, broker=broker, node=node, advertise=advertise, drain_wait=drain_wait, drain=drain
-    )
+        config, host=host, port=port, broker=broker, workers=workers, node=node, advertise=advertise,
+        drain_wait=drain_wait, drain=drain,
+    )  # fmt: skip
     from gateway.server import serve as run
     from gateway.settings import ConfigError
 
@@ -146,6 +153,10 @@ def listen(
     since: Annotated[str | None, typer.Option(help="earliest, latest, a duration like 5m, or a time.")] = None,
     cursor: Annotated[str | None, typer.Option(help="Continue where this cursor was told.")] = None,
     count: Annotated[int | None, typer.Option(min=1, help="Stop after so many messages.")] = None,
+    home: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HOST", help="Where else the token may go when nodes name it; --url's host may always."),
+    ] = None,
     url: Url = _HERE,
     api_key: Key = None,
     token: Token = None,
@@ -157,7 +168,9 @@ def listen(
     stderr tells the cursor that continues from there.
     """
     try:
-        subscriber = Subscriber(url, token or api_key, channels or (), cursor=cursor, since=since, transport=transport)
+        subscriber = Subscriber(
+            url, token or api_key, channels or (), cursor=cursor, since=since, transport=transport, homes=home or (),
+        )  # fmt: skip
     except ValueError as error:
         _fail(str(error), 2)
     if not as_json:
@@ -282,7 +295,8 @@ def _shown(settings: Settings) -> dict[str, Any]:
 
 def _settings(config: Path | None, **flags: Any) -> Settings:
     try:
-        from gateway.settings import ConfigError, load
+        from gateway.config import load
+        from gateway.settings import ConfigError
     except ModuleNotFoundError as missing:
         if (missing.name or "").partition(".")[0] == "gateway":
             raise

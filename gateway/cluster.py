@@ -9,25 +9,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from importlib import metadata
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from gateway.errors import Problem
-from gateway.identity import Identity
+from gateway.follow import AGAIN, Follower
+from gateway.identity import NODES
+from gateway.load import Load, load_of
 from gateway.message import Draft, Message, new_id
 from gateway.ring import Ring
-from gateway.session import Ask
+from gateway.roll_call import ROLL_CALL, RollCall
 
 if TYPE_CHECKING:
     from gateway.node import Node
 
 log = logging.getLogger("ringcast.cluster")
 
-CHANNEL = "ringcast:nodes"
-AGAIN = 0.5  # seconds between two attempts while the store is away
+MISSED = 600.0  # seconds; a node that is cut off from the store keeps its connections
 LAST_WORD = 2.0  # seconds for telling that this node is gone
+
+ACCEPT_RATE = 2000  # of a node that does not tell
 
 State = Literal["joining", "active", "draining"]
 
@@ -40,18 +45,14 @@ class Member(msgspec.Struct, frozen=True):
     release: str
     address: str | None = None  # where clients reach this very node, if they can
     accept: int = 0  # connections it would still take
-
-
-class _Value(msgspec.Struct):
-    """Of a message of a snapshot, what matters here."""
-
-    key: str
-    data: msgspec.Raw
-    deleted: bool = False
+    accept_rate: int = ACCEPT_RATE  # connections a second that it takes
+    boot: str = ""  # this life of the node: what it vouched for in an earlier one is over
+    traced: bool = False  # it reads live messages with a trace, which the first release did not
+    view: str = ""  # the hash of the ring that it draws
+    load: Load | None = None
 
 
 _decode_member = msgspec.json.Decoder(Member).decode
-_decode_value = msgspec.json.Decoder(_Value).decode
 
 
 class View:
@@ -63,6 +64,8 @@ class View:
         self.ring = Ring([], member.partitions)
         self._ttl = ttl
         self._until: dict[str, float] = {}  # when each of the others is given up
+        self._silent: dict[str, float] = {}  # until when who was given up is still missed
+        self.echoed_at = -math.inf  # when this node last heard itself
         self._draw()
 
     def become(self, member: Member) -> None:
@@ -73,6 +76,7 @@ class View:
     def heard(self, name: str, data: bytes, deleted: bool, now: float) -> None:
         """A node told of itself, or has gone. What cannot be read is that of a node with which nothing is shared."""
         if name == self.own:
+            self.echoed_at = now
             return
         try:
             member = None if deleted else _decode_member(data)
@@ -84,6 +88,7 @@ class View:
         else:
             self.members[name] = member
             self._until[name] = now + self._ttl
+            self._silent.pop(name, None)
         self._draw()
 
     def expire(self, now: float) -> None:
@@ -92,6 +97,7 @@ class View:
         for name in silent:
             log.info("node %s has been silent for %g s: it is taken for gone", name, self._ttl)
             self._forget(name)
+            self._silent[name] = now + MISSED
         if silent:
             self._draw()
 
@@ -102,6 +108,18 @@ class View:
     def _forget(self, name: str) -> None:
         self.members.pop(name, None)
         self._until.pop(name, None)
+        self._silent.pop(name, None)
+
+    def others(self, now: float) -> set[str]:
+        """All other nodes that may hold connections: the members, and who fell silent without a word not long ago."""
+        self._silent = {name: until for name, until in self._silent.items() if until > now}
+        return {*self.members, *self._silent} - {self.own}
+
+    def budget(self) -> float:
+        """Connections a second that the active nodes take from this one: together, and shared by all that drain."""
+        others = [member for name, member in self.members.items() if name != self.own]
+        takers = [member.accept_rate for member in others if member.state == "active"]
+        return sum(takers) / (1 + sum(member.state == "draining" for member in others))
 
     def _draw(self) -> None:
         partitions = self.ring.partitions
@@ -114,23 +132,23 @@ class View:
             self.ring = Ring(active, partitions)
             if {*before, *active} - {self.own}:  # of a node that is alone there is nothing to tell
                 log.info("on the ring of %d partitions: %s (%s)", partitions, " ".join(active), self.ring.hash)
+        self.members[self.own] = replace(self.members[self.own], view=self.ring.hash)
 
 
 class Cluster:
-    """This node's part in it. With the store in this process there is nobody else, and nothing is told."""
+    """This node's part in it. With the store in this process there is nobody else, and the console alone is told."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
         self._settings = node.settings
         self.alone = self._settings.broker.startswith("memory:")
         self._state: State = "active" if self.alone else "joining"
+        self.roll_call = RollCall(node, NODES)
         self.view = View(self._settings.node, self._member(), self._settings.node_ttl)
-        self.sessions = 0  # of the hub, that are the gateway's own
         self._news = asyncio.Event()  # this node has become something else
-        self._wake = asyncio.Event()
-        self._cut = self._deaf = self._gone = False
+        self._gone = False
         self._telling = asyncio.Lock()  # so that this node is not told of again once it is gone
-        self._known = False  # the store has taken something of this node
+        self.known = self.alone  # the store has taken something of this node, so that the others hear of it
         self._away = True  # the store, which is told once
 
     def home(self, partition: int) -> str | None:
@@ -138,25 +156,38 @@ class Cluster:
         name = self.view.ring.home(partition)
         return None if name is None or name == self.view.own else self.view.members[name].address
 
+    def is_home(self, partition: int) -> bool:
+        """Whether this node has the duties of the partition's home. A node that is alone always has.
+
+        Two nodes may both believe it for a while, or none; so what a home does must do no harm when done twice.
+        """
+        return self.alone or self.view.ring.home(partition) == self.view.own
+
+    @property
+    def traced(self) -> bool:
+        """Whether every node reads messages with a trace: for one that does not they would be lost on their way."""
+        return all(member.traced for member in self.view.members.values())
+
+    def homes(self) -> list[int]:
+        """The partitions whose home this node takes itself for."""
+        return [partition for partition in range(self._settings.partitions) if self.is_home(partition)]
+
     async def run(self) -> None:
         """Tell of this node and hear of the others; ends only by cancellation."""
+        if self.alone:
+            await self._tell()
+        hear = Follower(self._node, NODES, self._began, self._heard, idle=self._expire, away=self._trouble)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._tell(), name="nodes: tell")
-            tasks.create_task(self._hear(), name="nodes: hear")
-        await asyncio.Event().wait()  # both are done once the node is about to end
+            tasks.create_task(hear.run(), name="nodes: hear")
 
     def drain(self) -> None:
         """Leave the ring, and have everyone told at once."""
         self._become("draining")
 
-    def deaf(self) -> None:
-        """Follow the others no longer: the sessions of this node are about to end."""
-        self._deaf = True
-        self._wake.set()
-
     async def leave(self) -> None:
         """Tell that this node is gone, if the store takes it in time; else it is forgotten after its ttl."""
-        if not self._known:
+        if self.alone or not self.known:
             return
         try:
             async with asyncio.timeout(LAST_WORD), self._telling:
@@ -175,13 +206,16 @@ class Cluster:
 
     def _member(self) -> Member:
         settings = self._settings
-        accept = max(0, settings.max_connections - self._node.connections.total())
-        return Member(self._state, settings.partitions, _release(), settings.advertise,
-                      0 if self._state == "draining" else accept)  # fmt: skip
+        room = max(0, settings.max_connections - self._node.admission.connections.total())
+        return Member(
+            self._state, settings.partitions, release(), settings.advertise, 0 if self._state == "draining" else room,
+            settings.accept_rate, self._node.boot, traced=True,
+            load=load_of(self._node.metrics),
+        )  # fmt: skip
 
     def _draft(self, deleted: bool = False) -> Draft:
-        data = b"null" if deleted else msgspec.json.encode(self._member())
-        return Draft(CHANNEL, "node", data, new_id(), key=self._settings.node, deleted=deleted,
+        data = b"null" if deleted else msgspec.json.encode(replace(self._member(), view=self.view.ring.hash))
+        return Draft(NODES, "node", data, new_id(), key=self._settings.node, deleted=deleted,
                      ttl=self._settings.node_ttl)  # fmt: skip
 
     async def _tell(self) -> None:
@@ -192,8 +226,9 @@ class Cluster:
                 if self._gone:
                     return
                 try:
-                    await self._node.broker.publish(self._draft())
-                    self._known, self._away = True, False
+                    if not self.alone or self._watched():
+                        await self._node.broker.publish(self._draft())
+                    self.known, self._away = True, False
                 except Problem as problem:
                     every = min(every, AGAIN)
                     self._trouble(problem)
@@ -204,6 +239,10 @@ class Cluster:
             except TimeoutError:
                 continue
 
+    def _watched(self) -> bool:
+        channel = self._node.hub.channels.get(NODES)
+        return channel is not None and channel.subscriptions > 0
+
     def _trouble(self, problem: Problem) -> None:
         """Told once for each time that the store goes away; that it is not there yet is the broker's to tell."""
         log.log(logging.DEBUG if self._away else logging.WARNING, "nothing is heard of the other nodes: %s", problem)
@@ -211,59 +250,30 @@ class Cluster:
 
     # ---------------------------------------------------------------- hearing
 
-    async def _hear(self) -> None:
-        while not self._deaf:
-            try:
-                await self._follow()
-            except Problem as problem:
-                self._trouble(problem)
-                self.view.expire(_now())
-                await asyncio.sleep(AGAIN)
+    def _began(self, messages: list[Message]) -> None:
+        for message in messages:
+            self._heard(message)
+        if self._state == "joining":
+            self._become("active")
 
-    async def _follow(self) -> None:
-        """Follow the channel as any session does, from a snapshot on. Returns when it was cut; raises Problem."""
-        node, self._cut = self._node, False
-        session = node.session(Identity("ringcast"), self._wake.set, welcome=False)
-        session.on_abort = self._abort
-        self.sessions += 1
-        try:
-            await node.open(session, [Ask(CHANNEL, snapshot=True)])
-            for raw in (session.entries or {})[CHANNEL]["snapshot"]:
-                value = _decode_value(raw)
-                self.view.heard(value.key, bytes(value.data), value.deleted, _now())
-            if self._state == "joining":
-                self._become("active")
-            while not (self._cut or self._deaf):
-                for item in session.take():
-                    if isinstance(item, Message) and item.key is not None:
-                        self.view.heard(item.key, item.data, item.deleted, _now())
-                node.sent(session)
-                if session.outbox:
-                    continue
-                self.view.expire(_now())
-                await self._until(self.view.next_expiry)
-        finally:
-            self.sessions -= 1
-            node.leave(session)
+    def _heard(self, message: Message) -> None:
+        if message.event == "expired":
+            return  # the store's own word: here silence is judged by the clock here, and is no farewell
+        if message.key is not None:
+            self.view.heard(message.key, message.data, message.deleted, _now())
+        elif message.event == ROLL_CALL:
+            self.roll_call.asked(message)
 
-    async def _until(self, at: float | None) -> None:
-        try:
-            async with asyncio.timeout_at(at):
-                await self._wake.wait()
-        except TimeoutError:
-            return
-        self._wake.clear()
-
-    def _abort(self) -> None:
-        self._cut = True
-        self._wake.set()
+    def _expire(self) -> float | None:
+        self.view.expire(_now())
+        return self.view.next_expiry
 
 
 def _now() -> float:
     return asyncio.get_running_loop().time()
 
 
-def _release() -> str:
+def release() -> str:
     try:
         return metadata.version("ringcast")
     except metadata.PackageNotFoundError:

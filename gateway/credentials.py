@@ -1,44 +1,42 @@
-"""What an HTTP request or a WebSocket handshake presents, read off its headers and query."""
+"""What an HTTP request or a WebSocket handshake presents, read off its head."""
 
 from __future__ import annotations
 
-from starlette.requests import HTTPConnection
-
 from gateway.auth import Credentials
+from gateway.head import Head
 from gateway.limits import Limits
 
+CONSOLE = "/console/"
+OPERATOR_COOKIE = "ringcast_operator"
 
-def address_of(connection: HTTPConnection, limits: Limits) -> str:
+
+def address_of(head: Head, limits: Limits) -> str:
     """The client's address, past the proxies that are trusted."""
-    return limits.address(_peer(connection), ",".join(connection.headers.getlist("x-forwarded-for")) or None)
+    return limits.address(head.peer, head.fields.get("x-forwarded-for"))
 
 
-def credentials_of(connection: HTTPConnection, limits: Limits) -> Credentials:
-    """What is presented; a header that came twice as one value that nothing accepts."""
-    headers, query = connection.headers, connection.query_params
+def credentials_of(head: Head, limits: Limits) -> Credentials:
+    """What is presented; a header that came twice is one value that nothing accepts."""
+    fields, query = head.fields, head.query
     return Credentials(
-        address_of(connection, limits),
-        authorization=", ".join(headers.getlist("authorization")) or None,
-        subprotocols=connection.scope.get("subprotocols", ()),
+        address_of(head, limits),
+        authorization=fields.get("authorization"),
+        subprotocols=head.listed("sec-websocket-protocol") if head.websocket else (),
         ticket=query.get("ticket"),
         query_token=query.get("token"),
-        cookies=connection.cookies,
-        origin=headers.get("origin"),
-        host=headers.get("host"),
-        scheme=_scheme(connection, limits),
-        fetch_site=headers.get("sec-fetch-site"),
-        websocket=connection.scope["type"] == "websocket",
+        cookies=head.cookies if "cookie" in fields else {},
+        operator=head.cookies.get(OPERATOR_COOKIE, "") if head.path.startswith(CONSOLE) else None,
+        origin=fields.get("origin"),
+        host=fields.get("host"),
+        scheme=scheme_of(head, limits),
+        fetch_site=fields.get("sec-fetch-site"),
+        websocket=head.websocket,
     )
 
 
-def _scheme(connection: HTTPConnection, limits: Limits) -> str:
+def scheme_of(head: Head, limits: Limits) -> str:
     """How the client reached us: as a trusted proxy that ends TLS tells it, so that its page keeps its own origin."""
-    told = connection.headers.get("x-forwarded-proto")
-    if told is not None and limits.trusts(_peer(connection)):
+    told = head.fields.get("x-forwarded-proto")
+    if told is not None and limits.trusts(head.peer):
         return told.partition(",")[0].strip()  # the outermost proxy's comes first
-    scheme: str = connection.scope["scheme"]
-    return scheme
-
-
-def _peer(connection: HTTPConnection) -> str:
-    return connection.client.host if connection.client is not None else ""
+    return head.scheme

@@ -36,6 +36,7 @@ KINDS: dict[str, Kind] = {
     "bad_event": Kind(400, BAD_REQUEST, "The event name is malformed"),
     "too_many_channels": Kind(400, BAD_REQUEST, "Too many channels"),
     "key_not_allowed": Kind(400, BAD_REQUEST, "This namespace is not keyed"),
+    "no_presence": Kind(400, BAD_REQUEST, "This namespace does not ask for presence"),
     "too_deep": Kind(400, BAD_REQUEST, "Nested too deeply"),
     "unsupported_media_type": Kind(415, BAD_REQUEST, "This content type is not understood"),
     "request_timeout": Kind(408, BAD_REQUEST, "The request took too long to arrive"),
@@ -51,7 +52,15 @@ KINDS: dict[str, Kind] = {
     "ids_full": Kind(503, SERVER_ERROR, "The idempotency table is full"),
     "draining": Kind(503, DRAINING, "This node is shutting down"),
     "full": Kind(503, FULL, "This node holds as many connections as it may"),
+    "busy": Kind(503, FULL, "This node lets nobody in at the moment"),
 }
+
+# Where another node, or this one a little later, lets a client in. At a refusal an EventSource would give up: it gets a
+# stream that says when to come back.
+LATER = ("draining", "full", "busy")
+
+# What a backend may end a session with: each of another close code.
+ENDS = ("unauthorised", "forbidden", "token_expired", "unavailable")
 
 
 class Problem(Exception):

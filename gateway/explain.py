@@ -11,16 +11,37 @@ from gateway.node import Node
 from gateway.session import Session
 
 MOST = 100  # sessions that an explanation lists
+OVERLOADED = 1.0  # seconds that the event loop is late, lately
 
 
-def nodes(node: Node) -> dict[str, Any]:
-    """All nodes as this one sees them. Nodes whose hashes are the same place every partition alike."""
+def nodes(node: Node, *, details: bool = False) -> dict[str, Any]:
+    """All nodes as this one sees them. Nodes whose hashes are the same place every partition alike.
+
+    With `details` come what each node carries, and the home of every partition as an index into `on_ring`.
+    """
     view = node.cluster.view
     members = [
         {"node": name, **msgspec.to_builtins(member), "home_of": view.ring.shares[name]}
         for name, member in sorted(view.members.items())
     ]
-    return {"node": view.own, "hash": view.ring.hash, "partitions": view.ring.partitions, "nodes": members}
+    told = {"node": view.own, "hash": view.ring.hash, "partitions": view.ring.partitions, "nodes": members}
+    if details:
+        index = {name: number for number, name in enumerate(view.ring.members)}
+        told["on_ring"] = view.ring.members
+        told["homes"] = [index[home] for home in view.ring.homes]
+    else:
+        for member in members:
+            del member["load"]
+    return told
+
+
+def unready(node: Node) -> dict[str, str]:
+    """Why this node should get no traffic: by a word, in a sentence. Empty where it should."""
+    found = {"draining": "this node is shutting down"} if node.draining else {}
+    found |= node.missing()
+    if node.metrics.late > OVERLOADED:
+        found["overloaded"] = f"the event loop is {node.metrics.late:.1f} s late"
+    return found
 
 
 async def route(node: Node, channel: str) -> dict[str, Any]:

@@ -26,6 +26,7 @@ class Wanted(msgspec.Struct, forbid_unknown_fields=True):
     channels: list[str] | None = None  # patterns of a connect ticket, channels of a stream ticket
     publish: list[str] | None = None  # patterns
     ttl: float | str | None = None  # seconds, or a duration
+    info: Any = None  # what presence shows of the user
 
 
 _decode = msgspec.json.Decoder(Wanted).decode
@@ -67,7 +68,9 @@ def _for_user(wanted: Wanted, server: Identity, ttl: float | None) -> Identity:
     expires = None if ttl is None else time.time() + ttl
     # A stream ticket's channels are granted by being named; the patterns of a connect ticket are what it may read.
     if wanted.user is not None:
-        return user_identity(wanted.user, wanted.channels, wanted.publish, expires)
+        return user_identity(wanted.user, wanted.channels, wanted.publish, expires, time.time(), wanted.info)
+    if wanted.info is not None:
+        raise ValueError("info is what presence shows of a user: name the user, or leave it out")
     read, publish = check_patterns("channels", wanted.channels), check_patterns("publish", wanted.publish)
     return Identity(server.principal, read=read, publish=publish, expires=expires)
 
@@ -76,6 +79,8 @@ def _for_itself(wanted: Wanted, holder: Identity, ttl: float | None) -> Identity
     """The holder's own rights, or those of them that it asks for."""
     if wanted.user is not None and wanted.user != holder.subject:
         raise Problem("forbidden", f"{holder.principal} may not have tickets of another user: leave user out")
+    if wanted.info is not None:
+        raise Problem("forbidden", f"{holder.principal} is shown with the `info` of its token: leave info out")
     read, publish = check_patterns("channels", wanted.channels), check_patterns("publish", wanted.publish)
     if wanted.use == "connect":
         own = (*holder.own_channels, *(holder.channels or ()))

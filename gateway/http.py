@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Mapping
 from contextlib import aclosing
 from http import HTTPStatus
 from typing import Any
@@ -18,6 +18,7 @@ from starlette.types import Message, Receive, Scope, Send
 from gateway.auth import Authenticator
 from gateway.credentials import credentials_of
 from gateway.errors import Problem
+from gateway.head import Head
 from gateway.identity import Identity
 
 JSON = "application/json"
@@ -78,19 +79,48 @@ async def identify(request: Request, auth: Authenticator) -> Identity:
 
     Raises Problem: `rate_limited`, `unauthorised` also where nothing is presented, and the others of `authenticate`.
     """
-    credentials = credentials_of(request, auth.limits)
+    return await of_head(Head.of(request.scope), auth)
+
+
+async def of_head(head: Head, auth: Authenticator) -> Identity:
+    """The same of whoever sent this head."""
+    found = begin_of_head(head, auth)
+    return found if isinstance(found, Identity) else await found
+
+
+def begin_of_head(head: Head, auth: Authenticator) -> Identity | Awaitable[Identity]:
+    """The same, at once where nobody else has to be asked for it."""
+    credentials = credentials_of(head, auth.limits)
     auth.limits.request(credentials.address)
-    identity = await auth.authenticate(credentials)
-    if identity is None:
-        raise Problem("unauthorised", "Present an API key or a token as `Authorization: Bearer ...`")
-    return identity
+    found = auth.begin(credentials)
+    if found is None:
+        raise nobody()
+    return found
+
+
+def nobody() -> Problem:
+    """The refusal of a request that says nothing of who asks."""
+    return Problem("unauthorised", "Present an API key or a token as `Authorization: Bearer ...`")
 
 
 def content_type(request: Request) -> str:
     """The media type without parameters; JSON when the request names none. Raises Problem for an encoded body."""
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
+    return media_type(request.headers)
+
+
+def media_type(fields: Mapping[str, str]) -> str:
+    """The same of the fields of a head, by lower-case name."""
+    if "content-encoding" in fields and fields["content-encoding"].lower() != "identity":
         raise Problem("unsupported_media_type", "The body must not be compressed: leave Content-Encoding out")
-    return request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
+    return fields.get("content-type", JSON).partition(";")[0].strip().lower()
+
+
+def flag(query: Mapping[str, str], name: str) -> bool:
+    """A parameter of the URL that is true or false, or not there. Raises Problem."""
+    value = query.get(name, "false")
+    if value not in ("true", "false"):
+        raise Problem("bad_request", f"{name} is true or false")
+    return value == "true"
 
 
 async def read_body(request: Request, limit: int, within: float) -> bytes:
@@ -98,19 +128,28 @@ async def read_body(request: Request, limit: int, within: float) -> bytes:
 
     Raises Problem: `too_large`, before anything is read where the length is announced, and `request_timeout`.
     """
-    announced = request.headers.get("content-length", "")
+    return await arrived(request.receive, request.headers.get("content-length", ""), limit, within)
+
+
+async def arrived(receive: Receive, announced: str, limit: int, within: float) -> bytes:
+    """The same of what an application receives. Raises ClientDisconnect, too."""
     if announced.isdecimal() and (len(announced) > 15 or int(announced) > limit):
         raise _too_large(limit)
     body = bytearray()
     try:
         async with asyncio.timeout(within):
-            async for chunk in request.stream():
+            while True:
+                event = await receive()
+                if event["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                chunk = event.get("body", b"")
                 if len(body) + len(chunk) > limit:
                     raise _too_large(limit)
                 body += chunk
+                if not event.get("more_body", False):
+                    return bytes(body)
     except TimeoutError as error:
         raise Problem("request_timeout", f"The body did not arrive within {within:g} s: send it again") from error
-    return bytes(body)
 
 
 def _too_large(limit: int) -> Problem:

@@ -19,7 +19,7 @@ from gateway.errors import TOO_SLOW
 from gateway.message import Control, Message, encode_cursor
 from gateway.metrics import Metrics
 from gateway.recent import Channel, Partition, Recent
-from gateway.session import Behind, Budget, Session
+from gateway.session import WELCOMED, Behind, Budget, Session
 from gateway.settings import Settings
 
 Want = Callable[[str, int], None]
@@ -38,6 +38,10 @@ class Hub:
         self.recent = Recent(min(settings.recent_bytes, settings.memory_budget // 2))  # the rest is the outboxes'
         self.budget = Budget(settings.memory_budget)
         self._waiting: dict[tuple[str, int], list[Session]] = {}
+        self.entered: Callable[[Session, str], None] | None = None  # a session has subscribed to a channel
+        self.left: Callable[[Session, str], None] | None = None  # it is subscribed no longer
+        self.passing: Message | None = None  # what is offered to its sessions at this moment
+        self.traced: Callable[[Message, Channel], None] = _untraced  # told of each message with a trace
 
     # ---------------------------------------------------------------- what the broker tells
 
@@ -46,12 +50,17 @@ class Hub:
         at = self.partitions.get(partition)
         if at is None:
             return
+        self.metrics.ingested += 1
         channel = self._channel(message.channel, at)
         offset, slow = message.offset, None
+        self.passing = message
         for session, ahead in channel.live.items():
             if offset > ahead and not session.offer(message):
                 slow = slow or []
                 slow.append(session)
+        self.passing = None
+        if message.trace is not None:
+            self.traced(message, channel)
         self.metrics.deliveries += len(channel.live)
         for session in slow or ():
             self._lag(session)
@@ -78,7 +87,7 @@ class Hub:
         late: dict[Session, None] = {}
         for channel in at.channels.values():
             for session, ahead in channel.live.items():
-                session.behind[channel] = Behind(max(ahead, at.top), proved=False)
+                session.fall_behind(channel, Behind(max(ahead, at.top), proved=False))
                 late[session] = None
             channel.live.clear()
         self.recent.clear(at)
@@ -112,19 +121,33 @@ class Hub:
         session.channels[name] = channel
         self.sessions.add(session)
         session.undecided += 1
+        if self.entered is not None:
+            self.entered(session, name)
         if snapshot is not None:
-            behind = session.behind[channel] = Behind(snapshot.offset, proved=True, decided=False, request=request)
+            behind = Behind(snapshot.offset, proved=True, decided=False, request=request)
+            session.fall_behind(channel, behind)
             values = [msgspec.Raw(message.json) for message in snapshot.messages]
             self._decide(session, channel, behind, recovered=None, snapshot=values)
         elif since is None:
             top = channel.partition.top
-            behind = session.behind[channel] = Behind(top, proved=True, decided=False, request=request)
+            behind = Behind(top, proved=True, decided=False, request=request)
+            session.fall_behind(channel, behind)
             self._decide(session, channel, behind, recovered=None)
         else:
-            behind = session.behind[channel] = Behind(since, proved=False, decided=False, quiet=quiet, request=request)
+            behind = Behind(since, proved=False, decided=False, quiet=quiet, request=request)
+            session.fall_behind(channel, behind)
             session.told = session.told and (session.welcome is None or since == channel.partition.top)
             if self._is_recent(channel, behind):
                 self._decide_live(session, channel, behind)
+
+    def listen(self, session: Session, name: str, partition: int) -> None:
+        """Subscribe one of the gateway's own sessions to what comes from now on, which nobody has to be told."""
+        channel = self._channel(name, self.partitions[partition])
+        channel.subscriptions += 1
+        channel.partition.subscriptions += 1
+        session.channels[name] = channel
+        self.sessions.add(session)
+        channel.live[session] = 0
 
     def welcome(self, session: Session) -> None:
         """Everything the session asked for at first has been joined: open it as soon as each channel is decided."""
@@ -136,6 +159,7 @@ class Hub:
         if session.welcome is not None:
             weight = sum(map(_weight, entries.values()))
             session.offer(Control("welcome", weight=weight, **session.welcome, channels=list(entries.values())))
+            session.welcome = WELCOMED
         else:
             session.entries = entries
             session.wake()
@@ -143,13 +167,15 @@ class Hub:
 
     def unsubscribe(self, session: Session, name: str) -> None:
         channel = session.channels.pop(name)
-        behind = session.behind.pop(channel, None)
+        behind = session.caught_up(channel)
         if behind is not None and not behind.decided:
             session.undecided -= 1
-        channel.live.pop(session, None)
+        channel.live.pop(session)
         channel.subscriptions -= 1
         channel.partition.subscriptions -= 1
         self._let_go(channel)
+        if self.left is not None:
+            self.left(session, name)
 
     def leave(self, session: Session) -> None:
         """The session is gone, and everything it held."""
@@ -196,7 +222,7 @@ class Hub:
                 return self._wait_for_room(session)
             behind.since = message.offset
             self.metrics.replayed += 1
-        del session.behind[channel]
+        session.caught_up(channel)
         channel.live[session] = self.ahead(channel, behind.since)
         if not session.behind and session.welcome is None:
             session.wake()  # a poll answers now, though it got nothing
@@ -317,9 +343,9 @@ class Hub:
         """Queue no more for a session whose outbox is full: all it follows stays where it stands."""
         session.lagged = True
         for channel in session.channels.values():
-            ahead = channel.live.pop(session, None)
+            ahead = channel.live.pop(session)
             if ahead is not None:
-                session.behind[channel] = Behind(max(ahead, channel.partition.top), proved=True)
+                session.fall_behind(channel, Behind(max(ahead, channel.partition.top), proved=True))
 
     def _relieve(self) -> None:
         """The process's budget is used up: the largest outboxes give back their messages, to be read again later.
@@ -334,6 +360,8 @@ class Hub:
             if self.budget.used <= self._share(8):
                 break
             self.metrics.closes[TOO_SLOW] += 1
+            if session.welcome is not None:  # a poll answers with what it has
+                session.closing = TOO_SLOW
             session.on_abort()
             self.leave(session)
 
@@ -358,6 +386,10 @@ class Hub:
         if not channel.subscriptions and not channel.recent and self.channels.get(channel.name) is channel:
             del self.channels[channel.name]
             channel.partition.channels.pop(channel.name, None)
+
+
+def _untraced(_: Message, __: Channel) -> None:
+    """Other nodes trace, this one does not."""
 
 
 def _weight(entry: dict[str, Any]) -> int:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
+
+import msgspec
 
 from gateway.errors import Problem
 from gateway.message import RESERVED, check_channel, clip
 
+NODES = "ringcast:nodes"  # where nodes tell of themselves
 MAX_PATTERNS = 1000  # of one kind in one token
+MAX_INFO = 1 << 10  # bytes of what presence shows of a user
+MAX_INFO_DEPTH = 32
 
 
 def reserved(channel: str) -> bool:
@@ -24,9 +30,10 @@ def check_pattern(pattern: object) -> str:
     """
     if not isinstance(pattern, str):
         raise ValueError(f"a pattern must be a string, not {clip(repr(pattern))}")
-    if pattern != "*":
+    watched = pattern.removeprefix("presence:")  # a channel's presence is named by the channel
+    if watched != "*":
         try:
-            check_channel(pattern[:-1] + "x" if pattern.endswith("*") else pattern)
+            check_channel(watched[:-1] + "x" if watched.endswith("*") else watched)
         except ValueError as error:
             raise ValueError(
                 f"pattern {clip(pattern)} is neither a channel nor the beginning of one, as 'topic:' or 'topic:a', "
@@ -77,6 +84,9 @@ class _Patterns:
         return channel in self._channels or channel.startswith(self._prefixes)
 
 
+_sorted = lru_cache(maxsize=4096)(_Patterns)  # most tokens have the same few lists
+
+
 @dataclass(frozen=True, slots=True)
 class Identity:
     """What credentials stand for, once accepted. Holds no secret.
@@ -92,27 +102,36 @@ class Identity:
     expires: float | None = None  # seconds since 1970; from then on the credentials are no longer accepted
     server: bool = False  # a backend: publishes anywhere and uses the server verbs
     channels: tuple[str, ...] | None = None
+    issued: float | None = None  # seconds since 1970: when the token was; None where it does not say
+    info: bytes | None = field(default=None, repr=False)  # JSON that presence shows of the user
+    operator: bool = False  # looks at the gateway's own table of nodes, which no pattern reaches
     _read: _Patterns = field(init=False, repr=False, compare=False)
     _publish: _Patterns = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_read", _Patterns(self.read))
-        object.__setattr__(self, "_publish", _Patterns(self.publish))
+        object.__setattr__(self, "_read", _sorted(self.read))
+        object.__setattr__(self, "_publish", _sorted(self.publish))
 
     @property
     def own_channels(self) -> tuple[str, ...]:
         """The channels that are subscribed without asking: the subject's notifications and jobs."""
         if self.subject is None:
             return ()
-        own = (f"user:{self.subject}", f"jobs:{self.subject}")
+        user = f"user:{self.subject}"
+        own = (self.principal if self.principal == user else user, f"jobs:{self.subject}")  # one string for both
         return own if self.channels is None else tuple(channel for channel in own if channel in self.channels)
 
     def may_read(self, channel: str) -> bool:
         if channel.startswith("ringcast:"):
-            return False  # the gateway's own tables: no pattern reaches them, not even `*`
+            # The gateway's own tables: no pattern reaches them, not even `*`.
+            return self.operator and channel == NODES
         if self.channels is not None:
-            return channel in self.channels
-        return self._read.match(channel) or channel in self.own_channels
+            found = channel in self.channels
+        else:
+            found = self._read.match(channel) or channel in self.own_channels
+        if not found and channel.startswith("presence:"):
+            return self.may_read(channel.partition(":")[2])  # who may hear what is said may see who listens
+        return found
 
     def may_publish(self, channel: str) -> bool:
         return not reserved(channel) and (self.server or self._publish.match(channel))
@@ -131,14 +150,31 @@ class Identity:
             raise Problem("forbidden", f"{self.principal} may not publish to {clip(channel)}", channel=channel)
 
 
+def check_info(info: object) -> bytes | None:
+    """What presence shows of a user, as JSON; None when it is absent. Raises ValueError with a sentence."""
+    if info is None:
+        return None
+    try:
+        raw = msgspec.json.encode(info)
+    except (ValueError, RecursionError) as error:
+        raise ValueError("`info` is not JSON that can be passed on") from error
+    if len(raw) > MAX_INFO or raw.count(b"[") + raw.count(b"{") > MAX_INFO_DEPTH:
+        raise ValueError(
+            f"`info` has {len(raw)} bytes: at most {MAX_INFO} bytes and {MAX_INFO_DEPTH} objects and arrays are taken"
+        )
+    return raw
+
+
 def user_identity(
-    subject: object, read: object = None, publish: object = None, expires: float | None = None
-) -> Identity:
+    subject: object, read: object = None, publish: object = None, expires: float | None = None,
+    issued: float | None = None, info: object = None,
+) -> Identity:  # fmt: skip
     """The identity of a user from claims that nobody has looked at yet. Raises ValueError with a sentence."""
     name = check_subject(subject)
     return Identity(
-        f"user:{name}", name, check_patterns("channels", read), check_patterns("publish", publish), expires
-    )
+        f"user:{name}", name, check_patterns("channels", read), check_patterns("publish", publish), expires,
+        issued=issued, info=check_info(info),
+    )  # fmt: skip
 
 
 # Whoever reaches a gateway that has no keys at all: one machine's developer.

@@ -118,6 +118,11 @@ class ApiKeys:
         return None if found is None else found.hex()[:8]
 
 
+    def holds(self, principal: str) -> bool:
+        """Whether one of the keys is that of `key:<what find returned>`."""
+        return any(principal == f"key:{known.hex()[:8]}" for known in self.digests)
+
+
 def _digest(setting: str) -> bytes:
     if setting.startswith("sha256:"):
         return bytes.fromhex(setting.removeprefix("sha256:"))

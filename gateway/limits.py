@@ -37,24 +37,25 @@ class Buckets:
 
     def wait(self, key: str) -> float:
         """Seconds until a token is there; 0 when one is there now."""
-        return max(0.0, (1.0 - self._tokens(key)) / self._rate)
+        return max(0.0, (1.0 - self._tokens(key, self._clock())) / self._rate)
 
     def take(self, key: str) -> float:
         """Take a token and return 0, or take none and return the seconds until one is there."""
-        tokens = self._tokens(key)
+        now = self._clock()
+        tokens = self._tokens(key, now)
         if tokens < 1.0:
             return (1.0 - tokens) / self._rate
-        self._state[key] = (tokens - 1.0, self._clock())
+        self._state[key] = (tokens - 1.0, now)
         self._state.move_to_end(key)
         if len(self._state) > self._capacity:
             self._state.popitem(last=False)
         return 0.0
 
-    def _tokens(self, key: str) -> float:
+    def _tokens(self, key: str, now: float) -> float:
         if key not in self._state:
             return self._burst
         tokens, at = self._state[key]
-        return min(self._burst, tokens + (self._clock() - at) * self._rate)
+        return min(self._burst, tokens + (now - at) * self._rate)
 
 
 class Limits:
@@ -77,8 +78,10 @@ class Limits:
         stands left of the first other address was written by anybody. The reading ends with the last address that
         is known for sure where an entry is no address.
         """
+        if forwarded_for is None:
+            return peer
         client = _parse(peer)
-        if client is None or forwarded_for is None or not self._in_trusted(client):
+        if client is None or not self._in_trusted(client):
             return peer
         for entry in reversed(forwarded_for.rsplit(",", MAX_HOPS)[-MAX_HOPS:]):
             hop = _parse(_without_port(entry.strip()))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import binascii
 import hashlib
-import os
+import random
 import re
 import time as clock
-from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -17,8 +16,11 @@ import msgspec
 MAX_OFFSET = 2**53 - 1  # what a JavaScript number holds exactly
 MAX_NAME = 200  # characters of a channel after its namespace
 RESERVED = ("jobs", "presence", "ringcast")  # namespaces that only the gateway itself publishes to
+PRESENCE_TABLE = "ringcast:presence."  # and a partition: the table that lies in it, whatever its name would hash to
 
 _NAMESPACE = re.compile(r"[a-z][a-z0-9_-]{0,62}\Z")
+_PLAIN = re.compile(rf"(?!presence:)[a-z][a-z0-9_-]{{0,62}}:[!-)+\--~]{{1,{MAX_NAME}}}\Z")  # told at once
+_TO_URL, _FROM_URL = bytes.maketrans(b"+/", b"-_"), bytes.maketrans(b"-_", b"+/")
 _encode = msgspec.json.Encoder().encode
 _decode_cursor = msgspec.json.Decoder(dict[str, int]).decode
 
@@ -27,9 +29,15 @@ def check_channel(channel: str) -> str:
     """Return `channel` when it is well formed.
 
     A channel is a namespace `[a-z][a-z0-9_-]*`, a colon, then 1 to 200 printable Unicode characters other than space,
-    comma and `*`. Raises ValueError with a sentence that names the fault.
+    comma and `*`; after `presence:` comes the channel whose members it tells. Raises ValueError with a sentence that
+    names the fault.
     """
+    if _PLAIN.match(channel):
+        return channel
     namespace, colon, name = channel.partition(":")
+    if namespace == "presence" and name.partition(":")[0] not in RESERVED:
+        check_channel(name)  # as long a name as it may be
+        return channel
     if not colon or not _NAMESPACE.match(namespace):
         raise ValueError(f"channel {clip(channel)} must begin with a namespace such as 'user:' or 'topic:'")
     if not 1 <= len(name) <= MAX_NAME:
@@ -82,14 +90,38 @@ def routing_key(channel: str) -> str:
     return channel
 
 
+@lru_cache(maxsize=1024)
 def partition_of(channel: str, partitions: int) -> int:
-    """The partition of a channel: the first 8 bytes, big-endian, of SHA-256 of its routing key, mod `partitions`."""
-    return int.from_bytes(hashlib.sha256(routing_key(channel).encode()).digest()[:8]) % partitions
+    """The partition of a channel: the first 8 bytes, big-endian, of SHA-256 of its routing key, mod `partitions`.
+
+    A table of presence names its partition itself. While a user connects it is asked several times in a row.
+    """
+    if channel.startswith(PRESENCE_TABLE):
+        number = channel[len(PRESENCE_TABLE) :]
+        if number.isascii() and number.isdecimal():
+            return int(number) % partitions
+    return _hashed(routing_key(channel)) % partitions
+
+
+@lru_cache(maxsize=1024)
+def _hashed(key: str) -> int:
+    """Of a user who connects, by the names of three channels."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8])
+
+
+def base64url(raw: bytes) -> bytes:
+    """Unpadded base64url (RFC 4648, 5), without the four calls of the module base64."""
+    return binascii.b2a_base64(raw, newline=False).translate(_TO_URL, b"=")
+
+
+def from_base64url(text: bytes, *, strict: bool = True) -> bytes:
+    """What `text` stands for, padded or not. Raises binascii.Error; characters of no base64 where `strict`."""
+    return binascii.a2b_base64(text.translate(_FROM_URL) + b"=" * (-len(text) % 4), strict_mode=strict)
 
 
 def encode_cursor(positions: dict[str, int]) -> str:
     """Positions by channel as the opaque string of the wire: unpadded base64url of a JSON object."""
-    return base64.urlsafe_b64encode(_encode(positions)).rstrip(b"=").decode()
+    return base64url(_encode(positions)).decode()
 
 
 def decode_cursor(cursor: str, limit: int) -> dict[str, int]:
@@ -97,8 +129,7 @@ def decode_cursor(cursor: str, limit: int) -> dict[str, int]:
     if len(cursor) > limit:
         raise ValueError(f"the cursor has {len(cursor)} bytes and only {limit} fit here: send it by POST")
     try:
-        raw = base64.b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
-        positions = _decode_cursor(raw)
+        positions = _decode_cursor(from_base64url(cursor.encode("ascii")))
     except (UnicodeError, binascii.Error, msgspec.DecodeError) as error:  # msgspec lets UnicodeDecodeError through
         raise ValueError("the cursor is not base64url of a JSON object of offsets by channel") from error
     return check_positions(positions)
@@ -113,16 +144,26 @@ def check_positions(positions: dict[str, int]) -> dict[str, int]:
 
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_PAIRS = [high + low for high in _CROCKFORD for low in _CROCKFORD]
+_random = random.getrandbits  # ids are unique, not secret; a process that was forked is seeded anew
 
 
 def new_id() -> str:
     """A ULID: 48 bits of milliseconds and 80 random bits in Crockford's base 32, 26 characters."""
-    n = int(clock.time() * 1000) << 80 | int.from_bytes(os.urandom(10))
-    return "".join(_CROCKFORD[n >> shift & 31] for shift in range(125, -1, -5))
+    high, low, pairs = _random(40), _random(40), _PAIRS
+    time = _time_of_id(int(clock.time() * 1000))
+    return (
+        f"{time}{pairs[high >> 30]}{pairs[high >> 20 & 1023]}{pairs[high >> 10 & 1023]}{pairs[high & 1023]}"
+        f"{pairs[low >> 30]}{pairs[low >> 20 & 1023]}{pairs[low >> 10 & 1023]}{pairs[low & 1023]}"
+    )
 
 
-@dataclass(slots=True)
-class Draft:
+@lru_cache(maxsize=1)
+def _time_of_id(milliseconds: int) -> str:
+    return "".join([_PAIRS[milliseconds >> shift & 1023] for shift in range(40, -1, -10)])
+
+
+class Draft(msgspec.Struct):
     """What a publisher asks for, checked, before a store has given it an offset.
 
     `data` is strict JSON on one line, as it will be passed on. `principal` scopes `id` when `idempotent`: a repeat of
@@ -139,6 +180,7 @@ class Draft:
     ttl: float | None = None  # seconds
     principal: str = ""
     idempotent: bool = False
+    trace: str | None = None  # a `traceparent`
 
     def digest(self) -> bytes:
         """Tells one body from another under the same id."""
@@ -149,12 +191,12 @@ class Draft:
 class Message:
     """One entry of a channel's log. Immutable; each transport's frame is made once, when first wanted."""
 
-    __slots__ = ("_json", "_sse", "_text", "channel", "data", "deleted", "event", "id", "key", "offset", "time",
-                 "version")  # fmt: skip
+    __slots__ = ("_json", "_sse", "_text", "channel", "data", "deleted", "event", "frame", "id", "key", "offset",
+                 "size", "time", "trace", "version")  # fmt: skip
 
     def __init__(
         self, channel: str, offset: int, id: str, event: str, data: bytes, time: int,
-        key: str | None = None, version: tuple[int, ...] | None = None, deleted: bool = False,
+        key: str | None = None, version: tuple[int, ...] | None = None, deleted: bool = False, trace: str | None = None,
     ) -> None:  # fmt: skip
         self.channel = channel
         self.offset = offset
@@ -165,14 +207,13 @@ class Message:
         self.key = key
         self.version = version
         self.deleted = deleted
+        self.trace = trace  # the span it was stored in, as a `traceparent`; no client is told of it
+        # Bytes it is counted with in every bound: its data, and a flat charge for the rest and its frames' headers.
+        self.size = 2 * len(data) + 512
         self._json: bytes | None = None
         self._text: str | None = None
         self._sse: bytes | None = None
-
-    @property
-    def size(self) -> int:
-        """Bytes it is counted with in every bound: its data and a flat charge for the rest and its frames' headers."""
-        return 2 * len(self.data) + 512
+        self.frame: bytes | None = None  # of a WebSocket, which is made where those are
 
     @property
     def json(self) -> bytes:
@@ -226,7 +267,9 @@ class Control:
         self.body: dict[str, Any] = {"type": kind}
         if channel is not None:
             self.body["channel"] = channel
-        self.body.update((name, value) for name, value in body.items() if value is not None)
+        for name, value in body.items():
+            if value is not None:
+                self.body[name] = value
 
     @property
     def json(self) -> bytes:
@@ -244,7 +287,22 @@ class Control:
         return f"<Control {self.body}>"
 
 
+class Heartbeat(Control):
+    """The ping that comes every heartbeat; with a cursor where one of the session's channels needs to be told of."""
+
+    __slots__ = ()
+
+    def __init__(self, cursor: str | None = None) -> None:
+        super().__init__("ping", recallable=True, cursor=cursor)
+
+
 def format_time(milliseconds: int) -> str:
     """RFC 3339 in UTC with milliseconds: `2026-11-20T12:00:00.123Z`."""
     seconds, rest = divmod(milliseconds, 1000)
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:03d}Z"
+    return f"{_second(seconds)}.{rest:03d}Z"
+
+
+@lru_cache(maxsize=64)
+def _second(seconds: int) -> str:
+    """Most messages are of the second that the last one was of."""
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}"

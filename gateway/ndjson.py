@@ -8,15 +8,17 @@ from typing import Any
 
 from starlette.types import Message, Receive
 
+from gateway.brokers.base import Receipt
 from gateway.errors import Problem
 from gateway.http import NDJSON, Stream, encode
 from gateway.identity import Identity
+from gateway.message import Draft
 from gateway.node import Node
-from gateway.publish import body_limit, parse
-from gateway.results import check_unexpired, publish_each
+from gateway.publish import Refusal, body_limit, parse
+from gateway.results import AT_A_TIME, check_unexpired, publish_each
 
 PIECE = 16 << 10  # bytes of answers that are sent together at least, while there are lines to go on with
-TURN = 50  # lines after which others have their turn
+MAX_HELD = 1000  # channels of an ordered stream that wait for one of their messages to be sent again
 IDLE = 1.0  # seconds without a line after which a node that shuts down ends the stream
 
 
@@ -31,12 +33,16 @@ class Lines:
 
     def feed(self, chunk: bytes) -> Iterator[tuple[int, bytes | None]]:
         """The lines this chunk completes with their numbers; None for one above the limit. Blank ones only count."""
-        start = 0
-        while (end := chunk.find(b"\n", start)) >= 0:
-            yield from self._add(chunk[start:end])
-            yield from self.end()
-            start = end + 1
-        yield from self._add(chunk[start:])
+        *whole, rest = chunk.split(b"\n")
+        for line in whole:
+            if self._held or self._overlong or len(line) > self.limit:
+                yield from self._add(line)
+                yield from self.end()
+            else:
+                self.number += 1
+                if line.strip(b" \t\r"):
+                    yield self.number, line
+        yield from self._add(rest)
 
     def end(self) -> Iterator[tuple[int, bytes | None]]:
         """The line at hand is complete: a line break, or the end of the stream."""
@@ -59,10 +65,17 @@ class Lines:
 
 
 class Ingest(Stream):
-    """Answers each line while the next ones arrive; a client has to read while it writes."""
+    """Answers lines while the next ones arrive; a client has to read while it writes.
 
-    def __init__(self, node: Node, identity: Identity) -> None:
+    Lines that came together are on their way to the store together, which keeps the order of each channel's.
+
+    `ordered` is for whoever sends again what may pass later (429, 5xx): after such a line no other of its channels is
+    published, or the line would come behind them. The stream ends where there would be too many to remember.
+    """
+
+    def __init__(self, node: Node, identity: Identity, *, ordered: bool = False) -> None:
         super().__init__(node.settings.stuck_after, NDJSON)
+        self._held: set[str] | None = set() if ordered else None
         self._node = node
         self._settings = node.settings
         self._identity = identity
@@ -76,10 +89,12 @@ class Ingest(Stream):
             if event is None or event["type"] == "http.disconnect":
                 return
             more = event.get("more_body", False)
-            for number, line in _all(lines, event.get("body", b""), more):
-                answers += encode({"line": number, **await self._publish(line)}) + b"\n"
-                if number % TURN == 0:
-                    await asyncio.sleep(0)
+            for window in self._windows(_all(lines, event.get("body", b""), more)):
+                answers += await self._publish(window)
+                if self._held is not None and len(self._held) > MAX_HELD:
+                    yield bytes(answers)
+                    return
+                await asyncio.sleep(0)  # others have their turn
                 if len(answers) >= PIECE:
                     yield bytes(answers)
                     answers.clear()
@@ -94,20 +109,88 @@ class Ingest(Stream):
                 async with asyncio.timeout(IDLE):
                     return await receive()
             except TimeoutError:
-                if self._node.draining:
+                if self._node.admission.closed:
                     return None
 
-    async def _publish(self, line: bytes | None) -> dict[str, Any]:
-        """What the answer says beside the number."""
+    def _windows(self, lines: Iterator[tuple[int, bytes | None]]) -> Iterator[Window]:
+        """The lines in windows that may be stored together.
+
+        In an ordered stream that is one line of each channel, for the next one has to wait for what becomes of it.
+        """
+        window = Window()
+        for number, line in lines:
+            found = self._read(line)
+            items = [] if isinstance(found, Problem) else found
+            channels = {item.channel for item in items} if self._held is not None else ()
+            if window.lines and (
+                window.size + len(items) > AT_A_TIME or not window.channels.isdisjoint(channels)
+            ):  # fmt: skip
+                yield window
+                window = Window()
+            window.lines.append((number, found))
+            window.size += len(items) or 1
+            window.channels.update(channels)
+        if window.lines:
+            yield window
+
+    def _read(self, line: bytes | None) -> list[Draft | Refusal] | Problem:
         try:
-            check_unexpired(self._identity)
             if line is None:
                 limit = body_limit(self._settings)
                 raise Problem("too_large", f"The line has more than the {limit} bytes that are taken", limit=limit)
-            items = parse(line, self._settings, self._identity.principal)
+            return parse(line, self._settings, self._identity.principal)
         except Problem as problem:
-            return {"error": problem.as_json()}
-        return {"results": await publish_each(self._node, self._identity, items)}
+            return problem
+
+    async def _publish(self, window: Window) -> bytes:
+        """The answers to a window of lines."""
+        self._judge(window)
+        items = [item for _, found in window.lines if isinstance(found, list) for item in found]
+        results = await publish_each(self._node, self._identity, items)
+        if self._held is not None:
+            self._held.update(channel for result in results if (channel := _may_pass(result)) is not None)
+        answers, at = [], 0
+        for number, found in window.lines:
+            if isinstance(found, Problem):
+                answers.append(encode({"line": number, "error": found.as_json()}))
+            else:
+                answers.append(encode({"line": number, "results": results[at : at + len(found)]}))
+                at += len(found)
+        return b"\n".join([*answers, b""])
+
+    def _judge(self, window: Window) -> None:
+        """Refuse what may not be published any more, or not yet."""
+        try:
+            check_unexpired(self._identity)
+            self._node.auth.check(self._identity)
+        except Problem as problem:
+            window.lines = [(number, problem) for number, _ in window.lines]
+        if not self._held:
+            return
+        for place, (number, found) in enumerate(window.lines):
+            if isinstance(found, list) and not self._held.isdisjoint(channels := {item.channel for item in found}):
+                self._held |= channels
+                detail = "An earlier line of this channel may pass later: send it and this again"
+                window.lines[place] = number, Problem("unavailable", detail)
+
+
+class Window:
+    """Lines that are on their way to the store together: their numbers, and what each asks for or why it is refused."""
+
+    __slots__ = ("channels", "lines", "size")
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[int, list[Draft | Refusal] | Problem]] = []
+        self.channels: set[str] = set()  # of an ordered stream
+        self.size = 0  # items, and lines without any
+
+
+def _may_pass(result: Receipt | dict[str, Any]) -> str | None:
+    """The channel of a target whose publish may go through later."""
+    if isinstance(result, Receipt) or (result["error"]["status"] < 500 and result["error"]["status"] != 429):
+        return None
+    channel: str = result["channel"]
+    return channel
 
 
 def _all(lines: Lines, chunk: bytes, more: bool) -> Iterator[tuple[int, bytes | None]]:

@@ -5,24 +5,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
+from gateway import access
+from gateway.admission import Admission
 from gateway.auth import Authenticator, Identity
-from gateway.brokers.base import Broker, Receipt, Snapshot
+from gateway.brokers.base import Broker, Receipt, Snapshot, each_channel
 from gateway.cluster import Cluster
 from gateway.errors import DRAINING, SERVER_ERROR, TOKEN_EXPIRED, TOO_SLOW, Problem, reconnects
 from gateway.hub import Hub
-from gateway.message import Control, Draft, encode_cursor, new_id, partition_of
+from gateway.interest import Interest
+from gateway.message import Control, Draft, Heartbeat, encode_cursor, new_id, partition_of
 from gateway.metrics import Metrics
+from gateway.presence.presence import Presence
+from gateway.revoker import Revoker
 from gateway.session import Ask, Session
 from gateway.settings import Settings
+from gateway.users import Users
 from gateway.wheel import TICK, Wheel
 
 log = logging.getLogger("ringcast.node")
 
+SETTLE = 0.02  # seconds between two looks whether this node can serve by now
 LAST_WORDS = 2.0  # seconds that a closing connection has for taking what it was sent
 SNAPSHOT_BYTES = 16 << 20  # of all the snapshots of one session's start
 
@@ -31,32 +36,66 @@ class Node:
     def __init__(self, settings: Settings, broker: Broker, auth: Authenticator, metrics: Metrics) -> None:
         self.settings = settings
         self.broker = broker
+        self.store: Callable[[Draft], Awaitable[Receipt]] | None = None  # in place of the broker's own `publish`
         self.auth = auth
         self.metrics = metrics
-        self.hub = Hub(settings, metrics, self._want)
-        self.draining = False
+        self.hub = Hub(settings, metrics, lambda *page: self.spawn(self._read(*page), "read"))
+        self.interest = Interest(settings, broker, self.hub)
+        self.draining = self._stopping = False
         self.on_death: Callable[[], None] = lambda: None  # a task that must not end has ended
+        self.own: set[Session] = set()  # sessions that are the gateway's own, with no client behind them
         self._wheel: Wheel[Session] = Wheel()
-        self._following: dict[int, asyncio.Future[None]] = {}  # partitions that somebody waits for
-        self._interest = asyncio.Event()
         self._reads = asyncio.Semaphore(settings.reads)
         self._tasks: set[asyncio.Task[None]] = set()
-        self.connections: Counter[str] = Counter()  # by transport; polls while they wait
+        self.admission = Admission(settings, auth.limits, metrics, self.missing)
+        self.boot = new_id()  # tells this life of the node from others of the same name
         self.cluster = Cluster(self)
+        broker.homes = self.cluster.homes
+        self.users = Users(self)
+        self.revoker = Revoker(self)
+        auth.revocations = self.revoker.table
+        self.presence = Presence(self) if settings.presence else None
 
     # ---------------------------------------------------------------- lifetime
 
     async def start(self) -> None:
         for name, work in (
             ("broker", self.broker.run(self.hub)), ("check", self._check()),
-            ("interest", self._own_interest()), ("tick", self._tick()),
+            ("interest", self.interest.run()), ("tick", self._tick()), ("revocations", self.revoker.run()),
+            ("nodes", self.cluster.run()),
         ):  # fmt: skip
-            self._spawn(work, name, vital=True)
-        if not self.cluster.alone:
-            self._spawn(self.cluster.run(), "nodes", vital=True)
+            self.spawn(work, name, vital=True)
+        if self.presence is not None:
+            self.spawn(self.presence.run(), "presence", vital=True)
+
+    async def settle(self, within: float) -> None:
+        """Wait until nothing is missing any more, but no longer than `within` seconds, nor once it is to leave."""
+        deadline = asyncio.get_running_loop().time() + within
+        while self.missing() and not self.draining:
+            if asyncio.get_running_loop().time() >= deadline:
+                log.warning("listening though it cannot serve yet: %s", " and ".join(self.missing().values()))
+                return
+            await asyncio.sleep(SETTLE)
+
+    def missing(self) -> dict[str, str]:
+        """What this node has to know before it can serve anybody, and does not: by a word, in a sentence."""
+        missing = {}
+        if not self.broker.connected:
+            missing["store"] = "the broker's store does not answer"
+        if not self.auth.revocations.known.is_set():
+            missing["revocations"] = "the revoked tokens have not been read yet"
+        if not self.cluster.known:
+            missing["membership"] = "the other nodes have not been told of this one yet"
+        return missing
+
+    def depart(self) -> None:
+        """Leave the ring and be unready; those who are connected are served as before."""
+        self.draining = True
+        self.cluster.drain()
 
     async def stop(self) -> None:
         await self.cluster.leave()
+        self._stopping = True
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -64,15 +103,15 @@ class Node:
         await self.broker.close()
         await self.auth.close()
 
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str, *, vital: bool = False) -> None:
+    def spawn(self, work: Coroutine[Any, Any, None], name: str, *, vital: bool = False) -> None:
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
 
         def ended(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
-            if task.cancelled():
+            if task.cancelled() and (self._stopping or not vital):
                 return
-            error = task.exception()
+            error = asyncio.CancelledError() if task.cancelled() else task.exception()
             if error is not None:
                 log.critical("task %s of the node died", name, exc_info=error)
             if vital or error is not None:
@@ -86,57 +125,85 @@ class Node:
         """Store and announce one message; raises the problems that `Broker.publish` names."""
         began = time.perf_counter()
         try:
-            receipt = await self.broker.publish(draft)
+            receipt = await (self.store or self.broker.publish)(draft)
         except Problem as problem:
-            self.metrics.published[problem.code] += 1
+            self._count(problem, time.perf_counter() - began)
             raise
-        self.metrics.published["duplicate" if receipt.duplicate else "stored"] += 1
-        self.metrics.publish_took(time.perf_counter() - began)
+        self._count(receipt, time.perf_counter() - began)
         return receipt
+
+    def publish_at_once(self, draft: Draft) -> Receipt:
+        """The same as `publish`, where it need not wait."""
+        assert self.broker.publish_now is not None
+        began = time.perf_counter()
+        try:
+            receipt = self.broker.publish_now(draft)
+        except Problem as problem:
+            self._count(problem, time.perf_counter() - began)
+            raise
+        self._count(receipt, time.perf_counter() - began)
+        return receipt
+
+    async def publish_all(self, drafts: Sequence[Draft]) -> list[Receipt | Exception]:
+        """The same of several: what became of each; those of one channel are stored in their order."""
+        began = time.perf_counter()
+        store = self.store
+        found = await (self.broker.publish_all(drafts) if store is None else each_channel(store, drafts))
+        taken = time.perf_counter() - began
+        for each in found:
+            self._count(each, taken)
+        return found
+
+    def _count(self, found: Receipt | Exception, seconds: float) -> None:
+        if isinstance(found, Receipt):
+            self.metrics.published["duplicate" if found.duplicate else "stored"] += 1
+            self.metrics.publish.add(seconds)
+        elif isinstance(found, Problem):
+            self.metrics.published[found.code] += 1
 
     # ---------------------------------------------------------------- sessions
 
-    @contextmanager
-    def connection(self, transport: str, address: str) -> Iterator[None]:
-        """Count a connection for as long as it lasts. Raises Problem `draining`, `full`, `rate_limited`."""
-        if self.draining:
-            raise Problem("draining", "This node is shutting down: try again, another one answers", retry_after=1)
-        if self.connections.total() >= self.settings.max_connections:
-            raise Problem("full", "This node holds as many connections as it may: try again soon", retry_after=5)
-        self.auth.limits.connect(address)
-        self.connections[transport] += 1
-        try:
-            yield
-        finally:
-            self.connections[transport] -= 1
-            self.auth.limits.disconnect(address)
-
-    def session(self, identity: Identity, wake: Callable[[], None], *, welcome: bool) -> Session:
+    def session(
+        self, identity: Identity, wake: Callable[[], None], *, welcome: bool, transport: str = ""
+    ) -> Session:
         """A session for a connection of `identity`; `welcome` where its transport has that frame."""
         settings = self.settings
         session = Session(new_id(), self.hub.budget, settings.outbox_bytes, settings.outbox_items, wake)
-        now = asyncio.get_running_loop().time()
+        session.transport = transport
         self.admit(session, identity)
+        now = asyncio.get_running_loop().time()
         session.opened_at = session.pinged_at = session.told_at = session.moved_at = now
         if welcome:
             session.welcome = self.welcome_fields(session, identity)
         return session
 
+    def own_session(self, wake: Callable[[], None]) -> Session:
+        """A session of the gateway's own, with no client behind it."""
+        session = self.session(Identity("ringcast"), wake, welcome=False)
+        self.own.add(session)
+        return session
+
     def welcome_fields(self, session: Session, identity: Identity) -> dict[str, Any]:
-        own = identity.own_channels
-        partition = self.partition(own[0]) if own else None
         return {
-            "session": session.id, "node": self.settings.node, "partition": partition,
-            "home": None if partition is None else self.cluster.home(partition),
+            "session": session.id, "node": self.settings.node, **self.placement(identity),
             "heartbeat_ms": round(self.settings.heartbeat * 1000),
         }  # fmt: skip
 
+    def placement(self, identity: Identity) -> dict[str, Any]:
+        """Where this client is best placed: its user's partition, and that one's home where it is elsewhere."""
+        own = identity.own_channels
+        partition = self.partition(own[0]) if own else None
+        return {"partition": partition, "home": None if partition is None else self.cluster.home(partition)}
+
     def admit(self, session: Session, identity: Identity) -> None:
-        """Let the session live as long as these credentials."""
+        """Let the session be of these credentials, and live as long as they do."""
+        if self.presence is not None and session.identity.info != identity.info:
+            self.presence.renew(session, identity)
+        session.identity = identity
         now = asyncio.get_running_loop().time()
         session.expires_at = None if identity.expires is None else now + identity.expires - time.time()
         if session in self.hub.sessions:
-            self._schedule(session)  # the new ones may end sooner than it was to be looked at
+            self.schedule(session)  # the new ones may end sooner than it was to be looked at
 
     def partition(self, channel: str) -> int:
         return partition_of(channel, self.settings.partitions)
@@ -148,7 +215,23 @@ class Node:
         """
         await self._join(session, asks, {})
         if session.welcome is not None:
-            self._schedule(session)
+            self.schedule(session)
+
+    def open_at_once(self, session: Session, asks: list[Ask]) -> bool:
+        """The same where nothing has to be asked of the store; False, having done nothing, where something has."""
+        follows = self.hub.partitions
+        if not self.users.partition(session) <= follows.keys():
+            return False
+        for ask in asks:
+            if ask.snapshot or ask.quiet or self.broker.partition(ask.channel) not in follows:
+                return False
+        self._joined(session, asks, {}, {})
+        self.schedule(session)
+        return True
+
+    def join(self, session: Session, channels: list[str]) -> None:
+        """Subscribe an open session to what is live of channels whose partitions are followed."""
+        self._joined(session, [Ask(channel) for channel in channels], {}, {})
 
     async def subscribe(self, session: Session, ask: Ask, request: Any) -> None:
         """Subscribe an open session to one more channel; `request` is the id its `subscribed` answers."""
@@ -158,26 +241,32 @@ class Node:
         asks = list(asks)
         try:
             async with asyncio.timeout(self.settings.open_within):
-                partitions = {self.broker.partition(ask.channel) for ask in asks}
+                partitions = {self.broker.partition(ask.channel) for ask in asks} | self.users.partition(session)
                 snapshots: dict[str, Snapshot] = {}
-                await self._follow(partitions)
+                await self.interest.follow(partitions)
                 for ask in asks:
                     if ask.quiet and ask.since:
                         ask.since = await self.broker.position_at(ask.channel, ask.since)
                 if any(ask.snapshot for ask in asks):
                     snapshots = await self._snapshots(asks)
-                    await self._follow(partitions)
+                    await self.interest.follow(partitions)
         except TimeoutError:
             raise Problem("unavailable", "The store does not answer: try again soon", retry_after=2) from None
-        for ask in asks:  # no await from here on: what is followed stays followed
+        self._joined(session, asks, requests, snapshots)  # no await from here on: what is followed stays followed
+
+    def _joined(
+        self, session: Session, asks: list[Ask], requests: dict[str, Any], snapshots: dict[str, Snapshot]
+    ) -> None:
+        self.auth.check(session.identity)  # what was revoked since it came in ended only those who were here
+        self.users.add(session)
+        for ask in asks:
             if ask.channel not in session.channels:
                 self.hub.join(
                     session, ask.channel, self.broker.partition(ask.channel), ask.since, quiet=ask.quiet,
                     snapshot=snapshots.get(ask.channel), request=requests.get(ask.channel),
                 )  # fmt: skip
-        session.tell_every = min(
-            (self.settings.policy(channel).history_ttl / 4 for channel in session.channels), default=3600.0
-        )
+        policies = [self.settings.policy(channel) for channel in session.channels]
+        session.tell_every = min([policy.history_ttl / 4 for policy in policies], default=3600.0)
         self.hub.welcome(session)
 
     async def _snapshots(self, asks: list[Ask]) -> dict[str, Snapshot]:
@@ -193,7 +282,10 @@ class Node:
 
     def leave(self, session: Session) -> None:
         """The connection is gone."""
+        access.ended(session)
         self._wheel.cancel(session)
+        self.users.remove(session)
+        self.own.discard(session)
         self.hub.leave(session)
 
     def sent(self, session: Session) -> None:
@@ -207,7 +299,7 @@ class Node:
 
         For `after` seconds it stays and receives; it is closed `grace` seconds later, by the code, if it has not left.
         """
-        if session.closing is not None or session.leave_at is not None:
+        if session.closing is not None or (session.leave_at is not None and after + grace > 0):
             return
         session.offer(Control(
             "goodbye", recallable=True, code=code, reconnect=reconnects(code), after_ms=round(after * 1000),
@@ -217,30 +309,33 @@ class Node:
             session.leave_at = asyncio.get_running_loop().time() + after + grace
             self._wheel.schedule(session, session.leave_at)
         else:
-            self._end(session, code)
+            self.end(session, code)
 
-    def _end(self, session: Session, code: int) -> None:
+    def end(self, session: Session, code: int) -> None:
+        """Close the session's connection by this code, once it has what was queued for it."""
         self.metrics.closes[code] += 1
         session.closing = code  # the transport closes when its outbox is empty
         session.wake()
 
     # ---------------------------------------------------------------- timers
 
-    def _schedule(self, session: Session) -> None:
+    def schedule(self, session: Session) -> None:
+        """Look at the session when the next of its times has come."""
         at = session.pinged_at + min(self.settings.heartbeat, session.tell_every)
-        if session.expires_at is not None:
-            at = min(at, session.expires_at)
+        for other in (session.expires_at, session.leave_at, session.tell_at):
+            if other is not None:
+                at = min(at, other)
         if session.opening is not None:
             at = min(at, session.opened_at + self.settings.open_within)
-        if session.leave_at is not None:
-            at = min(at, session.leave_at)
         self._wheel.schedule(session, at)
 
     async def _tick(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
+            due = loop.time() + TICK
             await asyncio.sleep(TICK)
             now = loop.time()
+            self.admission.lag = now - due
             for session in list(self._wheel.due(now)):
                 self._due(session, now)
 
@@ -248,13 +343,19 @@ class Node:
         """A session's time has come: to end, to be given up, or to hear from us."""
         stuck = session.flying > 0 and session.moved_at < session.pinged_at
         if stuck and now - session.moved_at > self.settings.stuck_after:
-            self.metrics.closes[TOO_SLOW] += 1
+            self.end(session, TOO_SLOW)
             session.on_abort()
             return
+        if session.tell_at is not None and now >= session.tell_at:
+            session.tell_at = None
+            session.wake()
+            if now < session.pinged_at + min(self.settings.heartbeat, session.tell_every):
+                self.schedule(session)
+                return
         if session.closing is not None:
             pass
         elif session.leave_at is not None and now >= session.leave_at:
-            self._end(session, DRAINING)
+            self.end(session, DRAINING)
         elif session.expires_at is not None and now >= session.expires_at:
             self.goodbye(session, TOKEN_EXPIRED, "The token has expired: get a new one and come back")
         elif session.opening is not None:
@@ -265,7 +366,7 @@ class Node:
         if session.closing is not None:
             session.expires_at = session.leave_at = None
         session.pinged_at = now
-        self._schedule(session)
+        self.schedule(session)
 
     def _ping(self, session: Session, now: float) -> None:
         """The heartbeat; with a cursor where one of the session's channels was last heard of too long ago."""
@@ -273,7 +374,7 @@ class Node:
         if now - session.told_at >= session.tell_every - TICK:
             session.told_at = now
             cursor = encode_cursor(session.reached())
-        session.offer(Control("ping", recallable=True, cursor=cursor))
+        session.offer(Heartbeat(cursor))
 
     # ---------------------------------------------------------------- the store
 
@@ -285,54 +386,6 @@ class Node:
             except Problem as problem:
                 log.warning("the periodic check did not reach the store: %s", problem)
 
-    async def _follow(self, partitions: set[int]) -> None:
-        """Wait until all of these are followed. Costs nothing when they are."""
-        while missing := [partition for partition in partitions if partition not in self.hub.partitions]:
-            loop = asyncio.get_running_loop()
-            waiting = [self._following.setdefault(partition, loop.create_future()) for partition in missing]
-            self._interest.set()
-            await asyncio.gather(*(asyncio.shield(future) for future in waiting))
-
-    async def _own_interest(self) -> None:
-        """The one owner of subscriptions: what comes up meanwhile is the next batch."""
-        while True:
-            try:
-                async with asyncio.timeout(max(TICK, min(1.0, self.settings.linger / 4))):
-                    await self._interest.wait()
-            except TimeoutError:
-                await self._unfollow()
-                continue
-            self._interest.clear()
-            wanted, self._following = self._following, {}
-            try:
-                await self.broker.subscribe([p for p in wanted if p not in self.hub.partitions])
-            except Problem as problem:
-                for future in wanted.values():
-                    future.set_exception(problem)
-                    future.exception()  # whoever waited may have left
-            else:
-                for future in wanted.values():
-                    future.set_result(None)
-
-    async def _unfollow(self) -> None:
-        now = asyncio.get_running_loop().time()
-        idle: list[int] = []
-        for number, partition in self.hub.partitions.items():
-            if partition.subscriptions:
-                partition.idle_since = None
-            elif partition.idle_since is None:
-                partition.idle_since = now
-            elif now - partition.idle_since >= self.settings.linger:
-                idle.append(number)
-        if not idle:
-            return
-        for number in idle:  # first here, so that nobody joins what is about to go
-            self.hub.forget(number)
-        await self.broker.unsubscribe(idle)
-
-    def _want(self, channel: str, since: int) -> None:
-        self._spawn(self._read(channel, since), "read")
-
     async def _read(self, channel: str, since: int) -> None:
         """Read a page for those who wait for it, as often as it takes."""
         async with self._reads:
@@ -343,32 +396,3 @@ class Node:
                     await asyncio.sleep(problem.retry_after or 1.0)
                 else:
                     self.hub.on_page(channel, since, page)
-
-    # ---------------------------------------------------------------- ending
-
-    def depart(self) -> None:
-        """Leave the ring and be unready; those who are connected are served as before."""
-        self.draining = True
-        self.cluster.drain()
-
-    async def drain(self, over: float, grace: float, hurry: asyncio.Event) -> None:
-        """Send every session away, spread over `over` seconds; returns when all have gone, or at once when hurried."""
-        self.depart()
-        self.cluster.deaf()
-        sessions = [session for session in self.hub.sessions if session.welcome is not None]
-        hint = "This node is shutting down: come back, and another one goes on from your cursor"
-        for index, session in enumerate(sessions):
-            self.goodbye(session, DRAINING, hint, after=over * index / len(sessions), grace=grace)
-        for session in list(self.hub.sessions):
-            if session.welcome is None:
-                session.wake()  # a poll that waits answers now
-        deadline = asyncio.get_running_loop().time() + over + grace + LAST_WORDS
-        while self.hub.sessions and asyncio.get_running_loop().time() < deadline:
-            if hurry.is_set():
-                for session in list(self.hub.sessions):
-                    if session.closing is None and session.welcome is not None:
-                        self._end(session, DRAINING)
-                hurry.clear()
-            await asyncio.sleep(TICK / 5)
-        for session in list(self.hub.sessions):
-            session.on_abort()  # it takes nothing, not even its goodbye

@@ -41,9 +41,12 @@ class Origins:
         place = parse_origin(origin)
         if place is None:
             return False
-        if place in self._places or (self._any and wildcard):
-            return True
-        return host is not None and place == parse_origin(f"{scheme}://{host}")
+        return place in self._places or (self._any and wildcard) or own_origin(origin, host, scheme)
+
+
+def own_origin(origin: str, host: str | None, scheme: str) -> bool:
+    """Whether a page of `origin` is the gateway's own, reached as `host` by `scheme`."""
+    return host is not None and parse_origin(origin) == parse_origin(f"{scheme}://{host}") is not None
 
 
 def is_loopback(host: str) -> bool:

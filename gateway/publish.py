@@ -9,20 +9,27 @@ tokens becomes a space, because a line break would end the `data:` field of a se
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import TypeVar
 
 import msgspec
 
 from gateway.errors import Problem
 from gateway.message import RESERVED, Draft, check_channel, check_event, clip, namespace, new_id
 from gateway.settings import Settings, seconds
+from gateway.traceparent import check_traceparent
 
 MAX_KEY = 200  # characters of a key, and of an id
 MAX_VERSION = 5  # numbers of a version
 MAX_NUMBER = 2**53 - 1  # of each of them
 MAX_TTL = 3650 * 86400.0  # seconds
+REMEMBERED = 300  # characters of a name that is remembered to be well formed, or not; all that are have fewer
 
+T = TypeVar("T")
 _TARGETS = ("channel", "channels", "user", "users")
+_NO_OTHERS = (None, None, None)
 _LINE_BREAKS = bytes.maketrans(b"\r\n", b"  ")
 _BRACKETS = bytes.maketrans(b"{}", b"[]")
 _NOT_BRACKETS = bytes(byte for byte in range(256) if byte not in b"[]{}")
@@ -42,6 +49,7 @@ class Body(msgspec.Struct, forbid_unknown_fields=True):
     deleted: bool | None = None
     ttl: float | str | None = None  # seconds, or a duration like "30s"
     id: str | None = None
+    traceparent: str | None = None  # of this message, where the request's own is not
 
 
 @dataclass(slots=True)
@@ -52,7 +60,7 @@ class Refusal:
     problem: Problem
 
 
-_decode = msgspec.json.Decoder(Body).decode
+_decoder = msgspec.json.Decoder(Body)
 
 
 def body_limit(settings: Settings) -> int:
@@ -76,14 +84,19 @@ def parse(raw: bytes, settings: Settings, principal: str, header_id: str | None 
 
 def decode(raw: bytes) -> Body:
     """Read strict JSON; raises Problem `bad_json`, `too_deep`, or `bad_request` for an unknown or mistyped field."""
+    return read(raw, _decoder, f"a publish takes {', '.join(Body.__struct_fields__)}")
+
+
+def read(raw: bytes, decoder: msgspec.json.Decoder[T], hint: str) -> T:
+    """Read strict JSON of a type; raises Problem as `decode` does, with `hint` for what is not of the type."""
     try:
         if not raw.isascii():
             raw.decode()
-        return _decode(raw)
+        return decoder.decode(raw)
     except UnicodeDecodeError as error:
         raise Problem("bad_json", f"Byte {error.start} is not UTF-8: JSON travels as UTF-8 only") from error
     except msgspec.ValidationError as error:
-        raise _bad(f"{clip(str(error), 300)[1:-1]}; a publish takes {', '.join(Body.__struct_fields__)}") from error
+        raise _bad(f"{clip(str(error), 300)[1:-1]}; {hint}") from error
     except msgspec.DecodeError as error:
         hint = "send strict JSON (RFC 8259) in UTF-8, without lone surrogate escapes"
         raise Problem("bad_json", f"{error}: {hint}") from error
@@ -94,23 +107,26 @@ def decode(raw: bytes) -> Body:
 def drafts(body: Body, settings: Settings, principal: str) -> list[Draft | Refusal]:
     """Check a decoded publish; see `parse`."""
     targets = _targets(body, settings)
-    _check_event(body)
+    event = "message" if body.event is None else body.event
+    fault = _fault_of(check_event, event)
+    if fault is not None:
+        raise Problem("bad_event", fault, field="event")
     data = _check_data(body, settings)
     ttl = _check_keyed(body)
-    if body.id is not None:
-        _check_name(body.id, "id")
-    version = tuple(body.version) if body.version is not None else None
-    id = new_id() if body.id is None else body.id
+    version = None if body.version is None else tuple(body.version)
+    idempotent = body.id is not None
+    id = new_id() if body.id is None else _check_name(body.id, "id")
+    trace = check_traceparent(body.traceparent) if settings.tracing else None
     found: list[Draft | Refusal] = []
     for channel in targets:
         problem = _refused(channel, body, settings)
-        if problem is not None:
-            found.append(Refusal(channel, problem))
-        else:
+        if problem is None:
             found.append(
-                Draft(channel, body.event or "message", data, id, body.key, version, bool(body.deleted), ttl,
-                      principal, body.id is not None)
+                Draft(channel, event, data, id, body.key, version, bool(body.deleted), ttl, principal, idempotent,
+                      trace)
             )  # fmt: skip
+        else:
+            found.append(Refusal(channel, problem))
     return found
 
 
@@ -149,12 +165,12 @@ def _shallow(raw: bytes, depth: int) -> bool:
 
 
 def _targets(body: Body, settings: Settings) -> list[str]:
+    if body.channel is not None and (body.channels, body.user, body.users) == _NO_OTHERS:
+        return [body.channel]
     named = [name for name in _TARGETS if getattr(body, name) is not None]
     if len(named) != 1:
         was = f"there are {', '.join(named)}" if named else "there is none"
         raise _bad(f"Exactly one of channel, channels, user and users says where to publish: {was}")
-    if body.channel is not None:
-        return [body.channel]
     if body.user is not None:
         return ["user:" + body.user]
     if body.channels is not None:
@@ -169,11 +185,18 @@ def _targets(body: Body, settings: Settings) -> list[str]:
     return targets
 
 
-def _check_event(body: Body) -> None:
+@lru_cache(maxsize=4096)
+def _fault(check: Callable[[str], str], name: str) -> str | None:
+    """The sentence of what is wrong with a channel or an event. Most messages have one that was looked at lately."""
     try:
-        check_event("message" if body.event is None else body.event)
+        check(name)
     except ValueError as error:
-        raise Problem("bad_event", str(error), field="event") from error
+        return str(error)
+    return None
+
+
+def _fault_of(check: Callable[[str], str], name: str) -> str | None:
+    return _fault(check, name) if len(name) <= REMEMBERED else _fault.__wrapped__(check, name)
 
 
 def _check_data(body: Body, settings: Settings) -> bytes:
@@ -188,8 +211,8 @@ def _check_data(body: Body, settings: Settings) -> bytes:
 def _check_keyed(body: Body) -> float | None:
     """Check what goes with a key; the ttl in seconds."""
     if body.key is None:
-        for name in ("version", "deleted", "ttl"):
-            if getattr(body, name) not in (None, False):
+        for name, value in (("version", body.version), ("deleted", body.deleted), ("ttl", body.ttl)):
+            if value is not None and value is not False and value != 0:
                 raise _bad(f"{name} belongs to a key: give key too", name)
         return None
     _check_name(body.key, "key")
@@ -217,10 +240,9 @@ def _check_name(name: str, field: str) -> str:
 
 
 def _refused(channel: str, body: Body, settings: Settings) -> Problem | None:
-    try:
-        check_channel(channel)
-    except ValueError as error:
-        return Problem("bad_channel", str(error))
+    fault = _fault_of(check_channel, channel)
+    if fault is not None:
+        return Problem("bad_channel", fault)
     space = namespace(channel)
     if space in RESERVED:
         return Problem("reserved_channel", f"'{space}:' is the gateway's own namespace: publish to another")

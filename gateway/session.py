@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from types import MappingProxyType
+from typing import Any, cast
 
 from gateway.brokers.base import Page
+from gateway.identity import Identity
 from gateway.message import MAX_OFFSET, Control, Message
 from gateway.recent import Channel
 
 Item = Message | Control
 
+_GATEWAY = Identity("ringcast")
+
 BATCH = 64 << 10  # bytes that a transport takes at a time; what it has taken cannot be given back
+SMALL = BATCH // 4  # bytes of the smallest batch
 
 
 @dataclass(slots=True)
@@ -24,6 +28,13 @@ class Ask:
     since: int | None = None
     quiet: bool = False  # `since` is a time (microseconds), which the store turns into a position: no reset
     snapshot: bool = False
+
+
+# Of the many sessions that are behind nowhere and have nothing to write: read like others, and never written to.
+NOWHERE = cast("dict[Channel, Behind]", MappingProxyType({}))
+NOTHING = cast("list[Item]", ())
+
+WELCOMED: dict[str, Any] = {}  # the `welcome` of a session that has been sent it
 
 
 class Budget:
@@ -38,7 +49,7 @@ class Budget:
     @property
     def batch(self) -> int:
         """What one session may take to write: less, the less there is left, so that a thousand stopped ones fit."""
-        return max(BATCH // 4, min(BATCH, (self.limit - self.used) // 1024))
+        return max(SMALL, min(BATCH, (self.limit - self.used) // 1024))
 
 
 class Behind:
@@ -69,19 +80,22 @@ class Session:
 
     __slots__ = (
         "_items_limit", "_limit", "behind", "budget", "channels", "closing", "entries", "expires_at", "flying", "id",
-        "lagged", "leave_at", "moved_at", "on_abort", "opened_at", "opening", "outbox", "pinged_at", "queued",
-        "tell_every", "told", "told_at", "undecided", "wake", "welcome",
+        "identity", "lagged", "leave_at", "moved_at", "on_abort", "opened_at", "opening", "outbox", "pinged_at",
+        "queued", "tell_at", "tell_every", "told", "told_at", "transport", "undecided", "unseen", "wake", "welcome",
     )  # fmt: skip
 
     def __init__(self, id: str, budget: Budget, limit: int, items: int, wake: Callable[[], None]) -> None:
         self.id = id
+        self.identity = _GATEWAY  # whose it is, by the credentials of now
+        self.unseen = False  # it does not make its user present
+        self.transport = ""  # by which its client receives; none where it is the gateway's own
         self.budget = budget
         self._limit, self._items_limit = limit, items
         self.wake = wake
         self.on_abort: Callable[[], None] = _nothing  # cuts a connection that takes nothing
         self.channels: dict[str, Channel] = {}
-        self.behind: dict[Channel, Behind] = {}
-        self.outbox: deque[Item] = deque()
+        self.behind = NOWHERE
+        self.outbox = NOTHING
         self.queued = 0  # bytes in the outbox
         self.flying = 0  # bytes taken and not sent yet
         self.opening: dict[str, dict[str, Any]] | None = {}  # what the welcome will say of each channel; None after it
@@ -95,18 +109,22 @@ class Session:
         self.opened_at = self.pinged_at = self.told_at = self.moved_at = 0.0
         self.expires_at: float | None = None  # when its credentials do
         self.leave_at: float | None = None  # when it is closed, having been told goodbye
+        self.tell_at: float | None = None  # when it wants to be woken, to tell its position
         self.tell_every = 0.0  # how often it is told a cursor, so that a quiet channel's position stays young
 
     def offer(self, item: Item) -> bool:
         """Queue an item, or refuse a message for which there is no room."""
         size = item.size
-        if self.closing is not None and isinstance(item, Message):
-            return False
         if not self.outbox:
+            if self.closing is not None and isinstance(item, Message):
+                return False
             self.wake()
-        elif isinstance(item, Message) and not self.has_room(size):
+        elif isinstance(item, Message) and (self.closing is not None or not self.has_room(size)):
             return False
-        self.outbox.append(item)
+        if self.outbox:
+            self.outbox.append(item)
+        else:
+            self.outbox = [item]
         self.queued += size
         self.budget.used += size
         return True
@@ -119,17 +137,36 @@ class Session:
 
     def take(self, limit: int | None = None) -> list[Item]:
         """What is to be written next, in order: at most `limit` bytes or a batch; one item at least if there is one."""
-        if limit is None:
-            limit = self.budget.batch
+        if not self.outbox:
+            return []
         taken: list[Item] = []
         size = 0
-        while self.outbox and (not taken or size + self.outbox[0].size <= limit):
-            item = self.outbox.popleft()
+        if self.queued <= SMALL and limit is None:  # what fits into any batch
+            taken, self.outbox = self.outbox, NOTHING
+            self.flying += self.queued
+            self.queued = 0
+            return taken
+        if limit is None:
+            limit = self.budget.batch
+        for item in self.outbox:
+            if taken and size + item.size > limit:
+                break
             size += item.size
             taken.append(item)
+        self.outbox = self.outbox[len(taken) :] or NOTHING
         self.queued -= size
         self.flying += size
         return taken
+
+    def take_message(self) -> Message | None:
+        """Take the message that waits, where it is alone and the session goes on: the case of nearly every delivery."""
+        outbox = self.outbox
+        if len(outbox) != 1 or self.closing is not None or not isinstance(outbox[0], Message):
+            return None
+        self.flying += self.queued
+        self.queued = 0
+        self.outbox = NOTHING
+        return outbox[0]
 
     def sent(self) -> None:
         """All that was taken has left the process."""
@@ -149,7 +186,7 @@ class Session:
 
         A reset between them goes too: it is told again when they are. What says a position behind them is corrected.
         """
-        kept: deque[Item] = deque()
+        kept: list[Item] = []
         recalled: dict[str, int] = {}
         for item in self.outbox:
             if isinstance(item, Message):
@@ -169,14 +206,30 @@ class Session:
                 kept.append(item)
         size = sum(item.size for item in kept)
         self.budget.used += size - self.queued
-        self.outbox, self.queued = kept, size
+        self.outbox, self.queued = kept or NOTHING, size
         return recalled
 
     def clear(self) -> None:
         """The connection is gone: nothing waits any more."""
         self.budget.used -= self.queued + self.flying
-        self.outbox.clear()
+        self.outbox = NOTHING
         self.queued = self.flying = 0
+
+    def fall_behind(self, channel: Channel, behind: Behind) -> None:
+        """It follows the channel no longer live, or not yet."""
+        if self.behind:
+            self.behind[channel] = behind
+        else:
+            self.behind = {channel: behind}
+
+    def caught_up(self, channel: Channel) -> Behind | None:
+        """It is behind no longer there; None where it was not."""
+        if not self.behind:
+            return None
+        behind = self.behind.pop(channel, None)
+        if not self.behind:
+            self.behind = NOWHERE
+        return behind
 
     def position(self, channel: Channel) -> int:
         """The offset up to which everything of the channel has been offered to this session."""

@@ -1,29 +1,30 @@
-"""Every setting with its default and unit: flags, then `RINGCAST_*` environment, then TOML; none unknown."""
+"""Every setting with its default and unit, checked by itself and together with the others."""
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import os
 import re
 import socket
-import tomllib
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from functools import lru_cache
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-CLIENT_VARIABLES = {"RINGCAST_URL", "RINGCAST_API_KEY", "RINGCAST_TOKEN", "RINGCAST_CONFIG"}
 BROKERS = ("memory", "redis", "rediss", "redis+sentinel", "redis+cluster", "nats", "tls")
 MAKE_A_KEY = "python3 -c 'import secrets; print(secrets.token_urlsafe(32))'"
-_PREFIX = "RINGCAST_"
+PREFIX = "RINGCAST_"
 _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZES = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 _ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::(\d{1,5}))?")
 _KEY_BYTES = 32  # RFC 7518, 3.2: a key of HS256 has at least the size of the hash
+
+
+# Seconds that a node takes to end beside drain_wait and drain: the last words of its clients (2), what they have asked
+# for (10), and its own to the other nodes (2).
+ENDING = 14.0
 
 
 class ConfigError(Exception):
@@ -83,20 +84,32 @@ _DEFAULT = Policy()
 _OWN = ("jobs", "presence", "ringcast")  # namespaces whose policy is the gateway's own
 
 
+@lru_cache
+def _members(most: int) -> Policy:
+    return TABLE.model_copy(update={"max_keys": most})
+
+
 class Settings(BaseSettings):
     """One node's settings, all checked at start. Its repr shows no secret."""
 
-    model_config = SettingsConfigDict(env_prefix=_PREFIX, env_ignore_empty=True, extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True)
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    tls_certificate: str | None = None  # a PEM file with the whole chain; without one TLS is a proxy's work
+    tls_key: str | None = None  # a PEM file; without one the key is in the certificate's
     broker: str = Field(default="memory://", repr=False)  # a URL may hold a password
+    workers: Annotated[int, Field(ge=1, le=256)] = 1  # processes that share the port, each a node
     log_level: Literal["debug", "info", "warning", "error"] = "info"  # of what the gateway itself logs, to stderr
+    log_format: Literal["text", "json"] = "text"  # lines for people, or an object a line
+    access_log: bool = False  # log each request that was answered, each connection that ended or was refused
+    tracing: bool = False  # spans of publishes and deliveries, by OpenTelemetry, as OTEL_* variables say
     node: str = Field(default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}")
     advertise: str | None = None  # the URL at which clients reach this very node; told to those whose home it is
     node_ttl: Annotated[Interval, Field(ge=0.5)] = 6.0  # after so much silence a node is taken for gone
     drain_wait: Duration = 5.0  # after leaving the ring, how long to serve as before
-    drain: Duration = 10.0  # the window that goodbyes are spread over
+    drain: Duration = 10.0  # the window in which all clients leave, each at its own time
+    grace_period: Interval = 30.0  # after SIGTERM whoever runs this process kills it: all of the above has to fit
 
     # Who may do what.
     api_keys: Listed = Field(default=[], repr=False)  # the keys, or `sha256:<hex>` of them
@@ -113,6 +126,13 @@ class Settings(BaseSettings):
     trusted_proxies: Listed = []  # addresses or networks whose X-Forwarded-For is believed
     ticket_ttl: Interval = 60.0  # of a `connect` ticket
     stream_ticket_ttl: Interval = 3600.0  # of a `stream` ticket, when none is asked for
+    revocation_ttl: Annotated[Interval, Field(ge=1, le=30 * 86400)] = 30 * 86400.0  # at least what a token can live
+    max_revocations: Annotated[int, Field(ge=1)] = 100_000  # users with one that holds
+
+    # Presence, in namespaces that ask for it.
+    presence_grace: Duration = 5.0  # how long a user whose last connection ended is still there
+    presence_ttl: Interval = 30.0  # how long those of a node are that is not heard of
+    presence_members: Annotated[int, Field(ge=1)] = 1000  # shown of a channel
 
     # What a channel keeps.
     channels: Annotated[dict[str, Policy], NoDecode] = {}
@@ -121,7 +141,10 @@ class Settings(BaseSettings):
     idempotency_window: Duration = 300.0
     idempotency_bytes: Size = 64 << 20
     check_interval: Interval = 30.0
+    jobs_keep: Interval = 86400.0  # how long the state of a job that has ended is held
     linger: Duration = 60.0  # how long a partition stays subscribed after its last local reader left
+
+    native: bool = True  # take WebSockets, streams and publishes below ASGI; without it each costs a multiple
 
     # What one request, one connection and the process may use.
     max_message: Size = 64 << 10
@@ -129,6 +152,8 @@ class Settings(BaseSettings):
     max_targets: Annotated[int, Field(ge=1)] = 1000  # channels or users of one publish
     max_channels: Annotated[int, Field(ge=1)] = 1000  # of one session
     max_connections: Annotated[int, Field(ge=1)] = 18000
+    accept_rate: Annotated[int, Field(ge=1)] = 2000  # connections a second that this node takes; for 2 s more at once
+    max_lag: Interval = 2.0  # of the event loop: while it comes later to what is due, nobody is let in
     connections_per_address: Annotated[int, Field(ge=1)] = 2000
     requests_per_second: Annotated[int, Field(ge=1)] = 2000  # per address
     failed_logins: Annotated[int, Field(ge=1)] = 100  # a burst per address; one more a second
@@ -161,7 +186,7 @@ class Settings(BaseSettings):
         if found is not None:
             return found
         if name in _OWN:
-            return TABLE
+            return TABLE if name != "presence" else _members(self.presence_members)
         return self.channels.get("default", _DEFAULT)
 
     @model_validator(mode="before")
@@ -248,8 +273,25 @@ class Settings(BaseSettings):
                 raise ValueError(f"{name!r} is not a namespace ([a-z][a-z0-9_-]*), the part of a channel before ':'")
         return policies
 
+    @property
+    def presence(self) -> bool:
+        """Whether any namespace asks for it."""
+        return any(policy.presence for policy in self.channels.values())
+
     @model_validator(mode="after")
     def _safe_together(self) -> Settings:
+        needed = self.drain_wait + self.drain + ENDING
+        if needed > self.grace_period:
+            raise ValueError(
+                f"drain_wait ({self.drain_wait:g}s), drain ({self.drain:g}s) and {ENDING:g}s for last words do not fit"
+                f" in grace_period ({self.grace_period:g}s): set it to at least {needed:g}s, and what kills this"
+                " process, such as Kubernetes' terminationGracePeriodSeconds, to the same"
+            )
+        if self.presence and self.presence_ttl < self.node_ttl + self.presence_grace:
+            raise ValueError(
+                f"presence_ttl ({self.presence_ttl:g}s) must be at least node_ttl and presence_grace together"
+                f" ({self.node_ttl + self.presence_grace:g}s): else who comes back from a node that ended has left"
+            )
         if self.jwt_cookie and "*" in self.allowed_origins:
             raise ValueError(
                 "allowed_origins = '*' together with jwt_cookie would let every website act for your users;"
@@ -278,90 +320,3 @@ def _origin(origin: str) -> str:
     scheme, host, port = match.groups()
     default = {"http": "80", "https": "443"}.get(scheme)
     return f"{scheme}://{host}" if port in (None, default) else f"{scheme}://{host}:{port}"
-
-
-def load(config: Path | None = None, **flags: Any) -> Settings:
-    """The settings of this process: `flags` that are not None, then the environment, then the TOML file.
-
-    The file is `config` or the one that RINGCAST_CONFIG names. Raises ConfigError, with one line for each thing that is
-    wrong; a secret's value is never part of it.
-    """
-    _check_variables(os.environ)
-    given = {name: value for name, value in flags.items() if value is not None}
-    path = config or (Path(named) if (named := os.environ.get("RINGCAST_CONFIG")) else None)
-    filed = _read(path) if path else {}
-    under = {name: value for name, value in filed.items() if name not in given and not os.environ.get(_variable(name))}
-    try:
-        return Settings(**under, **given)
-    except ValidationError as error:
-        found = [_sentence(fault, given, path) for fault in error.errors(include_url=False, include_input=False)]
-        raise ConfigError("\n".join(found)) from None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            return tomllib.load(file)
-    except OSError as error:
-        raise ConfigError(f"The configuration file {path} cannot be read: {error.strerror}.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"The configuration file {path} is not TOML: {error}.") from None
-
-
-def _variable(name: str) -> str:
-    return _PREFIX + name.upper()
-
-
-def _check_variables(environment: Mapping[str, str]) -> None:
-    known = {_variable(name) for name in Settings.model_fields} | CLIENT_VARIABLES
-    unknown = sorted(name for name in environment if name.upper().startswith(_PREFIX) and name.upper() not in known)
-    if unknown:
-        found = [f"{name} is not a setting of Ringcast{_nearest(name.upper(), known)}." for name in unknown]
-        raise ConfigError("\n".join(found))
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
-
-
-_WRONG = {
-    "int_parsing": "must be a whole number",
-    "int_from_float": "must be a whole number",
-    "int_type": "must be a whole number",
-    "float_parsing": "must be a number",
-    "float_type": "must be a duration such as 250ms, 30s, 5m or 24h",
-    "finite_number": "must be a finite number",
-    "bool_parsing": "must be true or false",
-    "bool_type": "must be true or false",
-    "string_type": "must be a string",
-    "list_type": "must be a list of strings",
-    "dict_type": "can only be set in a TOML file, as [channels.NAMESPACE] tables",
-    "model_type": "must be a table, such as [channels.room] and history_size = 100",
-    "greater_than": "must be more than {gt:g}",
-    "greater_than_equal": "must be at least {ge:g}",
-    "less_than_equal": "must be at most {le:g}",
-    "literal_error": "must be {expected}",
-}
-
-
-def _sentence(fault: Any, given: Mapping[str, Any], path: Path | None) -> str:
-    """One of pydantic's errors as a sentence that names the setting the way its user wrote it."""
-    where = [str(part) for part in fault["loc"]]
-    context = fault.get("ctx", {})
-    if fault["type"] == "extra_forbidden":
-        known = Policy.model_fields if where[0] == "channels" and len(where) > 1 else Settings.model_fields
-        return f"{_place(where, given, path)} is not a setting of Ringcast{_nearest(where[-1], known)}."
-    said = str(context["error"]) if fault["type"] == "value_error" else _WRONG.get(fault["type"], fault["msg"])
-    if not where:
-        return f"{said}."
-    return f"{_place(where, given, path)}: {said.format(**context) if fault['type'] in _WRONG else said}."
-
-
-def _place(where: list[str], given: Mapping[str, Any], path: Path | None) -> str:
-    name = where[0]
-    if name in given:
-        return "--" + name.replace("_", "-")
-    if os.environ.get(_variable(name)):
-        return _variable(name)
-    return f"{'.'.join(where)} in {path}" if path else ".".join(where)

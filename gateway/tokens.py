@@ -7,11 +7,12 @@ import logging
 import math
 import re
 import time
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, TypeGuard
 
 import jwt
 
+from gateway import hs256
 from gateway.errors import Problem
 from gateway.identity import Identity, user_identity
 from gateway.jwks import Jwks
@@ -42,19 +43,49 @@ class Tokens:
         self._settings = settings
         self._clock = clock
         self._keys: list[Key] = []
+        self._secret: bytes | None = None  # where the plain token is to be told at once
         if settings.jwt_hmac_key is not None:
             self._keys.append(hmac_key(settings.jwt_hmac_key))
+            if settings.jwt_audience is None and settings.jwt_issuer is None:
+                self._secret = settings.jwt_hmac_key.encode()
         if settings.jwt_public_key is not None:
             self._keys.append(public_key(settings.jwt_public_key))
         self._sets = [Jwks(url) for url in settings.jwks_url]
 
-    async def identify(self, token: str) -> Identity:
-        """The user a token speaks for.
+    def identify(self, token: str) -> Identity | Awaitable[Identity]:
+        """The user a token speaks for, at once where a key that is here tells.
 
         Raises NotGenuine, Problem("token_expired"), Problem("unavailable") while the keys that could tell cannot be
         fetched, or Problem("unauthorised") with the reason when a genuine token claims what no session can have.
         """
-        claims = await self._claims(token)
+        if not _SHAPE.match(token):
+            raise NotGenuine("shape")
+        if self._secret is not None:
+            plain = hs256.claims_of(token, self._secret, self._clock() + self._settings.jwt_leeway)
+            if plain is not None:
+                return self._identity(plain)
+        try:
+            header = jwt.get_unverified_header(token)
+        except (jwt.PyJWTError, RecursionError) as error:  # RecursionError: PyJWT before 2.11 passes it on
+            raise NotGenuine(type(error).__name__) from None
+        algorithm, kid = header.get("alg"), header.get("kid")
+        if not isinstance(algorithm, str):
+            raise NotGenuine("alg")
+        claims = self._try(token, (key for key in self._keys if key.algorithm == algorithm))
+        if claims is not None:
+            return self._identity(claims)
+        if not self._sets:
+            raise NotGenuine("signature")
+        return self._identify_by_sets(token, algorithm, kid)
+
+    async def _identify_by_sets(self, token: str, algorithm: str, kid: str | None) -> Identity:
+        claims = await self._try_sets(token, algorithm, kid)
+        if claims is None:
+            raise NotGenuine("signature")
+        return self._identity(claims)
+
+    def _identity(self, claims: dict[str, Any]) -> Identity:
+        """Raises Problem."""
         expires = claims.get("exp")
         if expires is not None and not _is_time(expires):
             raise _unusable("`exp` must be a number: seconds since 1970")
@@ -64,8 +95,9 @@ class Tokens:
         until = None if expires is None else expires + self._settings.jwt_leeway
         if until is not None and until <= self._clock():
             raise Problem("token_expired", "The token has expired: get a new one")
+        sub, channels, publish = claims.get("sub"), claims.get("channels"), claims.get("publish")
         try:
-            return user_identity(claims.get("sub"), claims.get("channels"), claims.get("publish"), until)
+            return user_identity(sub, channels, publish, until, _issued(claims), claims.get("info"))
         except ValueError as error:
             raise _unusable(str(error)) from error
 
@@ -73,23 +105,6 @@ class Tokens:
         """End fetches that are under way."""
         for keys in self._sets:
             await keys.close()
-
-    async def _claims(self, token: str) -> dict[str, Any]:
-        if not _SHAPE.match(token):
-            raise NotGenuine("shape")
-        try:
-            header = jwt.get_unverified_header(token)
-        except (jwt.PyJWTError, RecursionError) as error:  # RecursionError: PyJWT before 2.11 passes it on
-            raise NotGenuine(type(error).__name__) from None
-        algorithm, kid = header.get("alg"), header.get("kid")
-        if not isinstance(algorithm, str):
-            raise NotGenuine("alg")
-        claims = self._try(token, (key for key in self._keys if key.algorithm == algorithm))
-        if claims is None and self._sets:
-            claims = await self._try_sets(token, algorithm, kid)
-        if claims is None:
-            raise NotGenuine("signature")
-        return claims
 
     async def _try_sets(self, token: str, algorithm: str, kid: str | None) -> dict[str, Any] | None:
         if algorithm not in ("RS256", "ES256", "EdDSA"):
@@ -126,7 +141,12 @@ class Tokens:
         return None
 
 
-def _is_time(value: object) -> bool:
+def _issued(claims: dict[str, Any]) -> float | None:
+    issued = claims.get("iat")
+    return float(issued) if _is_time(issued) else None
+
+
+def _is_time(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -11,32 +10,48 @@ T = TypeVar("T")
 TICK = 0.25  # seconds; how late something may come up
 
 
+class Slot(set[T]):
+    """The entries of one tick."""
+
+    __slots__ = ("number",)
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
 class Wheel(Generic[T]):
     """Each entry comes up once, in the tick after its time; one that is scheduled again moves."""
 
     def __init__(self) -> None:
-        self._slots: defaultdict[int, set[T]] = defaultdict(set)
-        self._slot_of: dict[T, int] = {}
+        self._slots: dict[int, Slot[T]] = {}
+        self._slot_of: dict[T, Slot[T]] = {}
         self._turned: int | None = None
 
     def schedule(self, entry: T, at: float) -> None:
         self.cancel(entry)
-        slot = max(int(at / TICK) + 1, (self._turned or 0) + 1)
-        self._slots[slot].add(entry)
+        number = max(int(at / TICK) + 1, (self._turned or 0) + 1)
+        slot = self._slots.get(number)
+        if slot is None:
+            slot = self._slots[number] = Slot(number)
+        slot.add(entry)
         self._slot_of[entry] = slot
 
     def cancel(self, entry: T) -> None:
         slot = self._slot_of.pop(entry, None)
         if slot is not None:
-            self._slots[slot].discard(entry)
-            if not self._slots[slot]:
-                del self._slots[slot]
+            slot.discard(entry)
+            if not slot:
+                self._slots.pop(slot.number, None)
 
     def due(self, now: float) -> Iterator[T]:
         """The entries whose time has come."""
         current = int(now / TICK)
-        turned = current - 1 if self._turned is None else self._turned
-        late = range(turned + 1, current + 1) if current - turned <= len(self._slots) else sorted(self._slots)
+        turned = self._turned
+        if turned is None or current - turned > len(self._slots):
+            late: Iterable[int] = sorted(self._slots)
+        else:
+            late = range(turned + 1, current + 1)
         self._turned = current
         for slot in late:
             if slot <= current:

@@ -9,10 +9,13 @@
 from publisher.client import AsyncPublisher, Publisher
 from publisher.errors import InvalidMessage, PublishError, Refused, TargetsFailed, Unavailable
 from publisher.exchange import Retry
-from publisher.message import Message, Outcome, Receipt
+from publisher.message import Message, Outcome, Receipt, partition
+from publisher.verbs import Connection, Connections
 
 __all__ = [
     "AsyncPublisher",
+    "Connection",
+    "Connections",
     "InvalidMessage",
     "Message",
     "Outcome",
@@ -23,4 +26,5 @@ __all__ = [
     "Retry",
     "TargetsFailed",
     "Unavailable",
+    "partition",
 ]

@@ -6,13 +6,16 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any, Self, TypedDict, Unpack, overload
 
 import httpx
 
+from publisher import verbs
 from publisher.errors import InvalidMessage
 from publisher.exchange import Exchange, Retry
 from publisher.message import Entry, Message, Outcome, Receipt, prepare
+from publisher.verbs import Answer
 
 Given = Message | Mapping[str, Any]  # a message, or its fields
 CHUNK_BYTES = 1 << 20  # a request of publish_many is sent when it holds this much, or `chunk` messages
@@ -29,7 +32,7 @@ class Options(TypedDict, total=False):
     id: str | None
 
 
-class _Endpoint:
+class Endpoint:
     """What both clients know: where to publish, with which key, and how long to try."""
 
     def __init__(self, url: str | None, key: str | None, retry: Retry, chunk: int) -> None:
@@ -59,7 +62,7 @@ class _Endpoint:
 class _Chunks:
     """Gathers the messages of publish_many into requests, and numbers them."""
 
-    def __init__(self, endpoint: _Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self._entries: list[Entry | InvalidMessage] = []
         self._bytes = 0
@@ -95,7 +98,7 @@ class Publisher:
         self, url: str | None = None, key: str | None = None, *, retry: Retry = Retry(), chunk: int = 500,  # noqa: B008 - frozen
         transport: httpx.BaseTransport | None = None,
     ) -> None:  # fmt: skip
-        self._endpoint = _Endpoint(url, key, retry, chunk)
+        self._endpoint = Endpoint(url, key, retry, chunk)
         self._http = httpx.Client(headers=self._endpoint.headers, transport=transport)
 
     @overload
@@ -138,6 +141,51 @@ class Publisher:
                 yield from self._run(chunks.take())
         yield from self._run(chunks.take())
 
+    def disconnect(
+        self, user: str, *, revoke_before: float | datetime | None = None, code: str | None = None,
+        hint: str | None = None, id: str | None = None,
+    ) -> Receipt:  # fmt: skip
+        """End a user's connections on every node, or, with `revoke_before`, those whose tokens were issued before it.
+
+        Such tokens are refused from then on, for the gateway's `revocation_ttl`. The moment is an aware datetime or
+        seconds since 1970; in whole seconds where the tokens' `iat` is. Otherwise `code` says what the connections end
+        with: `unauthorised` (the default) and `forbidden` do not come back, `token_expired` gets a new token first,
+        `unavailable` just comes back; `hint` is a line for a person. Raises InvalidMessage, Refused, Unavailable.
+        """
+        return self._call(verbs.disconnect(self._endpoint.retry, user, revoke_before, code, hint, id))
+
+    def subscribe(self, user: str, channels: Sequence[str], *, id: str | None = None) -> Receipt:
+        """Subscribe what a user has connected now to channels, for as long as those connections last.
+
+        Raises InvalidMessage, Refused, Unavailable.
+        """
+        return self._call(verbs.subscription(self._endpoint.retry, "subscribe", user, channels, id))
+
+    def unsubscribe(self, user: str, channels: Sequence[str], *, id: str | None = None) -> Receipt:
+        """Unsubscribe what a user has connected now from channels; see `subscribe`."""
+        return self._call(verbs.subscription(self._endpoint.retry, "unsubscribe", user, channels, id))
+
+    def connections(self, user: str) -> verbs.Connections:
+        """A user's connections on every node, and the nodes that did not answer within a second.
+
+        Raises Refused, Unavailable.
+        """
+        return self._call(verbs.connections(self._endpoint.retry, user))
+
+    def _call(self, call: verbs.Call[Answer]) -> Answer:
+        while (request := call.next()) is not None:
+            if request.delay:
+                time.sleep(request.delay)
+            try:
+                response = self._http.request(
+                    call.method, self._endpoint.url + call.path, params=call.query, content=request.body,
+                    headers=request.headers, timeout=request.timeout,
+                )  # fmt: skip
+                call.answered(response.status_code, response.headers, response.content)
+            except httpx.RequestError as error:
+                call.cut(error)
+        return call.result()
+
     def _run(self, exchange: Exchange) -> list[Outcome]:
         while (request := exchange.next()) is not None:
             if request.delay:
@@ -175,7 +223,7 @@ class AsyncPublisher:
         self, url: str | None = None, key: str | None = None, *, retry: Retry = Retry(), chunk: int = 500,  # noqa: B008 - frozen
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:  # fmt: skip
-        self._endpoint = _Endpoint(url, key, retry, chunk)
+        self._endpoint = Endpoint(url, key, retry, chunk)
         self._http = httpx.AsyncClient(headers=self._endpoint.headers, transport=transport)
 
     @overload
@@ -211,6 +259,39 @@ class AsyncPublisher:
                     yield outcome
         for outcome in await self._run(chunks.take()):
             yield outcome
+
+    async def disconnect(
+        self, user: str, *, revoke_before: float | datetime | None = None, code: str | None = None,
+        hint: str | None = None, id: str | None = None,
+    ) -> Receipt:  # fmt: skip
+        """End a user's connections on every node, or revoke their tokens; see `Publisher.disconnect`."""
+        return await self._call(verbs.disconnect(self._endpoint.retry, user, revoke_before, code, hint, id))
+
+    async def subscribe(self, user: str, channels: Sequence[str], *, id: str | None = None) -> Receipt:
+        """Subscribe what a user has connected now to channels; see `Publisher.subscribe`."""
+        return await self._call(verbs.subscription(self._endpoint.retry, "subscribe", user, channels, id))
+
+    async def unsubscribe(self, user: str, channels: Sequence[str], *, id: str | None = None) -> Receipt:
+        """Unsubscribe what a user has connected now from channels; see `Publisher.subscribe`."""
+        return await self._call(verbs.subscription(self._endpoint.retry, "unsubscribe", user, channels, id))
+
+    async def connections(self, user: str) -> verbs.Connections:
+        """A user's connections on every node; see `Publisher.connections`."""
+        return await self._call(verbs.connections(self._endpoint.retry, user))
+
+    async def _call(self, call: verbs.Call[Answer]) -> Answer:
+        while (request := call.next()) is not None:
+            if request.delay:
+                await asyncio.sleep(request.delay)
+            try:
+                response = await self._http.request(
+                    call.method, self._endpoint.url + call.path, params=call.query, content=request.body,
+                    headers=request.headers, timeout=request.timeout,
+                )  # fmt: skip
+                call.answered(response.status_code, response.headers, response.content)
+            except httpx.RequestError as error:
+                call.cut(error)
+        return call.result()
 
     async def _run(self, exchange: Exchange) -> list[Outcome]:
         while (request := exchange.next()) is not None:

@@ -23,6 +23,7 @@ import msgspec
 
 from publisher.errors import PublishError, Refused, TargetsFailed, Unavailable
 from publisher.message import Entry, Outcome, Receipt
+from publisher.trace import trace_headers
 
 MAX_ANSWER = 16 << 20  # bytes of an answer that are kept; receipts of 500 messages are far below
 
@@ -88,14 +89,18 @@ class _Pending:
 
 
 class Exchange:
-    """One request's worth of messages on their way; `outcomes` has one of each once `next` returned None."""
+    """One request's worth of messages on their way; `outcomes` has one of each once `next` returned None.
+
+    `lines` sends a single message as a line too, so that its answer never stands for that of the whole request.
+    """
 
     def __init__(
-        self, entries: Sequence[Entry | PublishError], retry: Retry, *, first: int = 1,
+        self, entries: Sequence[Entry | PublishError], retry: Retry, *, first: int = 1, lines: bool = False,
         clock: Callable[[], float] = time.monotonic, jitter: Callable[[], float] = random.random,
     ) -> None:  # fmt: skip
         self._retry = retry
         self._first = first
+        self._lines = lines
         self._clock = clock
         self._jitter = jitter
         self._until = clock() + retry.deadline
@@ -121,7 +126,7 @@ class Exchange:
         delay = self._delay() if self._tries and self._pending else 0.0
         left = self._until - self._clock() - delay
         if self._pending and left <= 0:
-            self._give_up()
+            self.give_up()
         if not self._pending:
             return None
         self._tries += 1
@@ -131,13 +136,14 @@ class Exchange:
         for n in self._sent:
             self._pending[n].fault = None
         bodies = [self._pending[n].entry.body for n in self._sent]
-        kind = "application/json" if len(bodies) == 1 else "application/x-ndjson"
-        return Request(b"\n".join(bodies), {"Content-Type": kind}, delay, min(self._retry.timeout, left))
+        kind = "application/json" if len(bodies) == 1 and not self._lines else "application/x-ndjson"
+        headers = {"Content-Type": kind, **trace_headers()}
+        return Request(b"\n".join(bodies), headers, delay, min(self._retry.timeout, left))
 
     def begin(self, status: int, headers: Mapping[str, str]) -> None:
         """The answer's head; the names of `headers` are looked up in lower case."""
         self._status = status
-        self._retry_after = _seconds(headers.get("retry-after"))
+        self._retry_after = retry_after(headers.get("retry-after"))
 
     def feed(self, data: bytes) -> None:
         """A piece of the answer. Raises TimeoutError when the deadline is over, for `cut`."""
@@ -158,8 +164,8 @@ class Exchange:
             self._line(bytes(self._buffer))
             self._fault_rest(_Fault("the gateway's answer ended early", 200))
             return
-        problem = _problem(bytes(self._buffer), self._status)
-        if _may_pass(self._status):
+        problem = problem_of(bytes(self._buffer), self._status)
+        if may_pass(self._status):
             self._fault_rest(_Fault(problem.detail, self._status, self._retry_after))
             return
         for n in self._sent:
@@ -190,7 +196,7 @@ class Exchange:
             self._answered(n, answer.results)
 
     def _failed(self, n: int, problem: _Problem) -> None:
-        if _may_pass(problem.status):
+        if may_pass(problem.status):
             self._pending[n].fault = _fault(problem)
         else:
             self._finish(n, [], _refused(problem))
@@ -205,7 +211,7 @@ class Exchange:
                 # The first receipt counts: at a further try a stored target answers as its own duplicate.
                 receipt = Receipt(result.channel, result.offset, result.id, result.duplicate)
                 pending.receipts.setdefault(result.channel, receipt)
-        again = next((problem for problem in pending.problems.values() if _may_pass(problem.status)), None)
+        again = next((problem for problem in pending.problems.values() if may_pass(problem.status)), None)
         if again is not None:
             pending.fault = _fault(again)
         elif not pending.problems:
@@ -217,7 +223,7 @@ class Exchange:
         """An end with what the newest answer said of each target."""
         pending = self._pending[n]
         errors: dict[str, PublishError] = {
-            channel: self._unavailable(pending.entry, _fault(problem)) if _may_pass(problem.status)
+            channel: self._unavailable(pending.entry, _fault(problem)) if may_pass(problem.status)
             else _refused(problem)
             for channel, problem in pending.problems.items()
         }
@@ -240,7 +246,8 @@ class Exchange:
         # Beyond what was asked for, so that those who were told the same do not come back in the same instant.
         return asked + self._jitter() * min(self._retry.cap, self._retry.base * 2.0 ** min(self._tries - 1, 32))
 
-    def _give_up(self) -> None:
+    def give_up(self) -> None:
+        """Try no more: what is not acknowledged is `Unavailable`."""
         for n, pending in list(self._pending.items()):
             if pending.problems:
                 self._finish_failed(n)
@@ -255,7 +262,7 @@ class Exchange:
         )  # fmt: skip
 
 
-def _may_pass(status: int) -> bool:
+def may_pass(status: int) -> bool:
     """Whether what was answered with this status may go through later."""
     return status == 429 or status >= 500
 
@@ -268,7 +275,7 @@ def _refused(problem: _Problem) -> Refused:
     return Refused(problem.code, problem.status, problem.detail or problem.title)
 
 
-def _problem(body: bytes, status: int) -> _Problem:
+def problem_of(body: bytes, status: int) -> _Problem:
     """The problem of an answer, or what can be said of one that comes from something else on the way."""
     try:
         problem = _decode_problem(body)
@@ -280,14 +287,14 @@ def _problem(body: bytes, status: int) -> _Problem:
     )  # fmt: skip
 
 
-def _seconds(retry_after: str | None) -> float | None:
+def retry_after(value: str | None) -> float | None:
     """Retry-After (RFC 9110, 10.2.3): seconds or a date; None where it is missing or neither."""
-    if retry_after is None:
+    if value is None:
         return None
-    if retry_after.strip().isascii() and retry_after.strip().isdigit():
-        return float(retry_after)
+    if value.strip().isascii() and value.strip().isdigit():
+        return float(value)
     try:
-        date = parsedate_to_datetime(retry_after)
+        date = parsedate_to_datetime(value)
     except ValueError:
         return None
     return max(0.0, (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - datetime.now(UTC).timestamp())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -120,7 +121,7 @@ def prepare(message: Message | Mapping[str, Any]) -> Entry:
     if item.key is None and (item.version is not None or item.deleted or item.ttl is not None):
         raise InvalidMessage("version, deleted and ttl are about a key's value: give a key too")
     item.id = item.id or new_id()
-    item.data = _encoded(item.data)
+    item.data = encoded(item.data)
     return Entry(item.id, _encode(item), item.channels is None and item.users is None)
 
 
@@ -142,7 +143,7 @@ def _check_text(field: str, text: str | None) -> None:
         raise InvalidMessage(f"{field} must not hold control characters or lone surrogates")
 
 
-def _encoded(data: Any) -> msgspec.Raw:
+def encoded(data: Any) -> msgspec.Raw:
     """`data` as strict JSON on one line. json, not msgspec, writes it: msgspec would turn NaN into null unasked."""
     try:
         if isinstance(data, msgspec.Raw):
@@ -151,6 +152,14 @@ def _encoded(data: Any) -> msgspec.Raw:
         return msgspec.Raw(text.encode())
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidMessage(f"data is not JSON: {error}") from error
+
+
+def partition(user: str, partitions: int = 1024) -> int:
+    """The partition of a user, for the `p` of the first address that its client is given.
+
+    `partitions` is the gateway's setting of that name, 64 by default on NATS. A wrong one costs bandwidth alone.
+    """
+    return int.from_bytes(hashlib.sha256(user.encode()).digest()[:8]) % partitions
 
 
 def new_id() -> str:

@@ -38,8 +38,21 @@ class Recorded(msgspec.Struct, frozen=True):
     ttl: float | None = None
 
 
+class Verb(msgspec.Struct, frozen=True):
+    """What was done to a user's connections: `disconnect`, `subscribe` or `unsubscribe`."""
+
+    verb: str
+    user: str
+    channels: tuple[str, ...] = ()
+    revoke_before: float | None = None  # seconds since 1970
+    code: str | None = None
+    hint: str | None = None
+
+
 class RecordingPublisher(Publisher):
-    """A Publisher that keeps its messages in `messages`, in the order of their offsets.
+    """A Publisher that keeps its messages in `messages`, in the order of their offsets, and `verbs` beside them.
+
+    Nobody is ever connected to it.
 
     `keyed` are the namespaces in which a message may have a key, as `keyed = true` says in a gateway's policy;
     `max_message` is the limit in bytes of a message's data.
@@ -53,9 +66,14 @@ class RecordingPublisher(Publisher):
     def messages(self) -> list[Recorded]:
         return list(self._gateway.messages)
 
+    @property
+    def verbs(self) -> list[Verb]:
+        return list(self._gateway.verbs)
+
     def clear(self) -> None:
-        """Forget the messages; ids and versions stay known, as at a gateway."""
+        """Forget the messages and verbs; ids and versions stay known, as at a gateway."""
         self._gateway.messages.clear()
+        self._gateway.verbs.clear()
 
 
 class AsyncRecordingPublisher(AsyncPublisher):
@@ -69,9 +87,14 @@ class AsyncRecordingPublisher(AsyncPublisher):
     def messages(self) -> list[Recorded]:
         return list(self._gateway.messages)
 
+    @property
+    def verbs(self) -> list[Verb]:
+        return list(self._gateway.verbs)
+
     def clear(self) -> None:
-        """Forget the messages; ids and versions stay known, as at a gateway."""
+        """Forget the messages and verbs; ids and versions stay known, as at a gateway."""
         self._gateway.messages.clear()
+        self._gateway.verbs.clear()
 
 
 class _Refusal(Exception):
@@ -106,6 +129,7 @@ class _Gateway:
 
     def __init__(self, keyed: Collection[str], max_message: int) -> None:
         self.messages: list[Recorded] = []
+        self.verbs: list[Verb] = []
         self._keyed = keyed
         self._max_message = max_message
         self._ids: dict[tuple[str, str], tuple[bytes, int]] = {}
@@ -115,6 +139,12 @@ class _Gateway:
 
     def answer(self, request: httpx.Request, body: bytes) -> httpx.Response:
         with self._lock:
+            verb = request.url.path.removeprefix("/v1/")
+            if verb == "connections":
+                told = {"user": request.url.params["user"], "total": 0, "connections": [], "unanswered": []}
+                return httpx.Response(200, json=told)
+            if verb != "publish":
+                return self._do(verb, request.headers["idempotency-key"], body)
             if request.headers["content-type"] == "application/json":
                 results = self._publish(msgspec.json.decode(body, type=_Item))
                 [result, *others] = results
@@ -126,6 +156,17 @@ class _Gateway:
                 for n, line in enumerate(body.split(b"\n"), 1)
             ]
             return httpx.Response(200, content=b"\n".join(lines))
+
+    def _do(self, verb: str, id: str, body: bytes) -> httpx.Response:
+        done = msgspec.convert({"verb": verb, **msgspec.json.decode(body)}, Verb)
+        self._top = max(self._top + 1, time.time_ns() // 1000)
+        new = hashlib.sha256(body).digest(), self._top
+        known = self._ids.setdefault((f"ringcast:user.{done.user}", id), new)
+        if known[1] == self._top:
+            self.verbs.append(done)
+        channel = "ringcast:revocations" if done.revoke_before is not None else f"ringcast:user.{done.user}"
+        receipt = {"channel": channel, "offset": known[1], "id": id, "duplicate": known[1] != self._top}
+        return httpx.Response(200, json=receipt)
 
     def _publish(self, item: _Item) -> list[dict[str, Any]]:
         results: list[dict[str, Any]] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -22,11 +23,18 @@ def gateway_settings() -> dict[str, Any]:
     return {}
 
 
-@pytest.fixture(scope="module")
-def gateway(gateway_settings: dict[str, Any]) -> Iterator[Gateway]:
-    """A running gateway, shared by the module; at the end it must stop in good order and have complained of nothing."""
-    with Gateway(**gateway_settings) as gateway:
+@contextmanager
+def running(**settings: Any) -> Iterator[Gateway]:
+    """A gateway that must stop in good order at the end, and have complained of nothing."""
+    with Gateway(**settings) as gateway:
         yield gateway
         code = gateway.stop()
         assert code == 0, gateway.stderr
         assert not gateway.complaints(), gateway.stderr
+
+
+@pytest.fixture(scope="module")
+def gateway(gateway_settings: dict[str, Any]) -> Iterator[Gateway]:
+    """A running gateway, shared by the module."""
+    with running(**gateway_settings) as gateway:
+        yield gateway

@@ -7,6 +7,7 @@ Order.       A channel's offsets grow in the order in which its publishes were a
              partition are told in the order of their offsets, each at most once.
 Atomicity.   `publish` is one step in the store: dedupe, compare versions, assign the offset, append, trim, update the
              key table, announce. `read` and `snapshot` are one atomic view of the store each.
+             Of `publish_all`, those of one channel are stored in the order in which they are given.
 Duplicates.  A repeated id within the window returns the first offset and stores nothing.
 Loss.        A live message may get lost between the store and a node. Each one names the offset before it in its
              partition and the history (the server process, or its log) it was written in, so the broker notices and
@@ -20,11 +21,36 @@ Away.        While the store is away `publish`, `read`, `snapshot`, `subscribe` 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import msgspec
+
+from gateway.errors import Problem
 from gateway.message import Draft, Message
+
+
+class Unreadable(ValueError):
+    """What is stored or announced is in the format of a newer release, or no gateway wrote it.
+
+    It is never passed over in silence: what is announced so is a gap, and a page with one in it shows no position.
+    """
+
+
+def unreadable() -> Problem:
+    """What a caller is told where it cannot do without what is unreadable here."""
+    detail = "A newer release has stored what this node cannot read: ask another node, or upgrade this one"
+    return Problem("unavailable", detail, retry_after=5)
+
+
+@dataclass(slots=True)
+class Counts:
+    """What a broker counts, for the metrics."""
+
+    disconnects: int = 0  # connections to the store that were lost
+    losses: int = 0  # partitions that this node found to have lost something it knew of, and that were told so
 
 
 class Events(Protocol):
@@ -40,8 +66,7 @@ class Events(Protocol):
         """Messages up to `offset` may not have been told; live goes on behind it."""
 
 
-@dataclass(slots=True)
-class Receipt:
+class Receipt(msgspec.Struct):
     """An acknowledged publish."""
 
     channel: str
@@ -108,8 +133,35 @@ class Snapshot:
     offset: int
 
 
+PublishAll = Callable[[Sequence[Draft]], Awaitable[list[Receipt | Exception]]]
+
+
+async def each_channel(
+    publish: Callable[[Draft], Awaitable[Receipt]], drafts: Sequence[Draft]
+) -> list[Receipt | Exception]:
+    """`publish_all` for a store that takes one at a time: channels side by side, the drafts of each in their order."""
+    found: list[Receipt | Exception] = [Problem("server_error", "It was not published")] * len(drafts)
+    by_channel: dict[str, list[int]] = {}
+    for place, draft in enumerate(drafts):
+        by_channel.setdefault(draft.channel, []).append(place)
+
+    async def one_channel(places: list[int]) -> None:
+        for place in places:
+            try:
+                found[place] = await publish(drafts[place])
+            except Exception as error:  # told to whoever published it
+                found[place] = error
+
+    await asyncio.gather(*map(one_channel, by_channel.values()))
+    return found
+
+
 class Broker(Protocol):
     """One node's connection to the store. Every verb may be called from any task of the node's loop."""
+
+    counts: Counts
+    ids_used: Callable[[], int]  # bytes of the idempotency table that this node's publishes take
+    homes: Callable[[], Collection[int]]  # the partitions whose keys this node ends when their time is over
 
     @property
     def connected(self) -> bool:
@@ -133,7 +185,10 @@ class Broker(Protocol):
         """Tell `events` what happens, reconnect when needed; ends only by cancellation."""
 
     async def subscribe(self, partitions: Collection[int]) -> None:
-        """Follow these partitions: subscribed, confirmed, checked, and their watermark told before this returns."""
+        """Follow these partitions: subscribed, confirmed, checked, and their watermark told before this returns.
+
+        Raises Problem `unavailable` where one of them could not be; those whose watermark was told are followed.
+        """
 
     async def unsubscribe(self, partitions: Collection[int]) -> None:
         """Follow these partitions no longer; nothing of them is told once this returns.
@@ -146,6 +201,14 @@ class Broker(Protocol):
 
         Raises Problem: `stale_version`, `too_many_keys`, `id_reused`, `ids_full`, `unavailable`.
         """
+
+    @property
+    def publish_now(self) -> Callable[[Draft], Receipt] | None:
+        """`publish`, where the store is this process's own, so that nobody has to wait for it; else None."""
+
+    @property
+    def publish_all(self) -> PublishAll:
+        """Publishes several as `publish` does, those of one channel in their order: what became of each."""
 
     async def read(self, channel: str, since: int, limit: int) -> Page:
         """At most `limit` messages above `since`, and what the store can prove of that position.

@@ -7,8 +7,12 @@ the store has told how far it is, and what lay between is a gap.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import msgspec
 
 from gateway.brokers.base import Events
 from gateway.message import Message
@@ -16,10 +20,36 @@ from gateway.message import Message
 HELD_FRAMES = 10_000  # per partition, while the store is asked
 HELD_BYTES = 16 << 20
 UNKNOWN = -1  # the watermark of a partition that is new here
+ANSWERED = 1.0  # seconds that an acknowledgement may take from this node to whoever published
 
 
-@dataclass(slots=True)
-class Frame:
+class Known(NamedTuple):
+    """The highest offset that a node knows of in one history, and when it was last told anything of that."""
+
+    offset: int
+    heard: float
+
+
+class Claim(NamedTuple):
+    """What a node tells the store it knows of: an offset, the history it was told in, and how long ago at least.
+
+    `age` is in microseconds, counted from when whoever published had heard of it too: who was told of a loss before
+    that has to be told again. A duration, because a node's clock is none that the store knows.
+    """
+
+    offset: int
+    history: str
+    age: int
+
+
+NOTHING = Known(0, 0.0)
+
+
+def _both(known: Known | None, offset: int, heard: float) -> Known:
+    return Known(offset, heard) if known is None else Known(max(known.offset, offset), max(known.heard, heard))
+
+
+class Frame(msgspec.Struct):
     """One live message as the store announced it."""
 
     partition: int
@@ -45,6 +75,7 @@ class Followed:
 
     watermark: int
     history: str
+    heard: float  # when the watermark moved last
     held: list[Frame | Turn] | None = None
     held_bytes: int = 0
     dropped: bool = False  # some could not be held: once answered, the store is asked again
@@ -52,20 +83,24 @@ class Followed:
 
 @dataclass(slots=True)
 class Chain:
-    """`known`: by partition and history, the highest offset this node was acknowledged, read or had to hold back."""
+    """`known`: by partition and history, what this node was acknowledged, read or had to hold back.
+
+    `clock` counts seconds, and is compared with itself alone.
+    """
 
     events: Events
+    clock: Callable[[], float] = time.monotonic
     followed: dict[int, Followed] = field(default_factory=dict)
     due: set[int] = field(default_factory=set)
-    known: dict[int, dict[str, int]] = field(default_factory=dict)
+    known: dict[int, dict[str, Known]] = field(default_factory=dict)
     late: dict[int, int] = field(default_factory=dict)  # offsets the store has issued and this node has not seen yet
     later: dict[int, int] = field(default_factory=dict)  # the same, since the last `overdue`
-    _told: dict[int, dict[str, int]] = field(default_factory=dict)  # the claims that the next answer is about
+    _told: dict[int, dict[str, Known]] = field(default_factory=dict)  # the claims that the next answer is about
 
     def begin(self, partition: int, top: int, history: str) -> None:
         """Follow a partition from where the store says it is, in answer to this partition's claims."""
         self._settle(partition, top, history)
-        self.followed[partition] = Followed(top, history)
+        self.followed[partition] = Followed(top, history, self.clock())
         self.events.watermark(partition, top)
 
     def expect(self, partition: int) -> None:
@@ -74,7 +109,7 @@ class Chain:
         It is not due: whoever follows it asks, once the subscription is confirmed.
         """
         if partition not in self.followed:
-            self.followed[partition] = Followed(UNKNOWN, "", held=[])
+            self.followed[partition] = Followed(UNKNOWN, "", self.clock(), held=[])
 
     def end(self, partition: int) -> None:
         self.followed.pop(partition, None)
@@ -94,7 +129,7 @@ class Chain:
         elif not self.follows(at, frame):
             self._ask(frame.partition, at, frame)
         else:
-            at.watermark = frame.message.offset
+            at.watermark, at.heard = frame.message.offset, self.clock()
             self.events.message(frame.partition, frame.message)
 
     def same_history(self, at: Followed, frame: Frame) -> bool:
@@ -131,16 +166,19 @@ class Chain:
 
     def highest(self, partition: int) -> int:
         """The highest offset this node knows of in a partition, in whatever history."""
-        return max([0, self.watermark(partition), *self.known.get(partition, {}).values()])
+        return max([0, self.watermark(partition), *(known.offset for known in self.known.get(partition, {}).values())])
 
     def history(self, partition: int) -> str:
         """The history that a publish is to find in a partition, or the store is to be checked first; "" for any.
 
         A node that knows of more than one names them all, which is none that a store is in.
         """
-        return "+".join(sorted(self.known.get(partition, ())))
+        known = self.known.get(partition)
+        if known is None:
+            return ""
+        return next(iter(known)) if len(known) == 1 else "+".join(sorted(known))
 
-    def claims(self, partition: int) -> list[tuple[int, str]]:
+    def claims(self, partition: int) -> list[Claim]:
         """The highest offsets this node knows of in a partition, each with the history it was written in.
 
         One question a partition at a time: the next answer is taken to be about these.
@@ -148,9 +186,13 @@ class Chain:
         told = dict(self.known.get(partition, ()))
         at = self.followed.get(partition)
         if at is not None and at.watermark != UNKNOWN:
-            told[at.history] = max(at.watermark, told.get(at.history, 0))
+            told[at.history] = _both(told.get(at.history), at.watermark, at.heard)
         self._told[partition] = told
-        return [(offset, history) for history, offset in told.items()]
+        since = self.clock() - ANSWERED
+        return [
+            Claim(offset, history, max(0, int((since - heard) * 1_000_000)))
+            for history, (offset, heard) in told.items()
+        ]
 
     def answered(self, partition: int, top: int, history: str) -> None:
         """The store's answer to this partition's claims: go on from `top`, behind a gap if that is ahead of us."""
@@ -159,7 +201,7 @@ class Chain:
         at = self.followed.get(partition)
         if at is None:
             return
-        at.history = history
+        at.history, at.heard = history, self.clock()
         if at.watermark == UNKNOWN:
             at.watermark = top
             self.events.watermark(partition, top)
@@ -170,7 +212,7 @@ class Chain:
         for frame in held or ():
             if isinstance(frame, Turn):
                 self.turn(frame)
-            elif frame.history == history or frame.message.offset > told.get(frame.history, 0):
+            elif frame.history == history or frame.message.offset > told.get(frame.history, NOTHING).offset:
                 self.frame(frame)  # else the store has told what became of it
         if at.dropped:
             at.dropped = False
@@ -203,24 +245,32 @@ class Chain:
         if at.held is not None:
             at.held.append(turn)
         elif (at.history, at.watermark) == (turn.old, turn.before):
-            at.history, at.watermark = turn.new, turn.offset
+            at.history, at.watermark, at.heard = turn.new, turn.offset, self.clock()
             self.events.watermark(turn.partition, turn.offset)
         elif at.history != turn.new or at.watermark < turn.offset:
             self._ask(turn.partition, at, None)
 
-    def _settle(self, partition: int, top: int, history: str) -> dict[str, int]:
-        """What was told stands for itself no longer: the answer covers it. Returns it."""
+    def _settle(self, partition: int, top: int, history: str) -> dict[str, Known]:
+        """What was told stands for itself no longer: the answer covers it. Returns it.
+
+        But not what came since, be it of a lower offset: whoever was told of a loss before that is to be told again.
+        """
         told = self._told.pop(partition, {})
         known = self.known.get(partition)
         if known is not None:
-            later = {name: offset for name, offset in known.items() if offset > told.get(name, 0)}
-            later[history] = max(top, later.get(history, 0))
-            self.known[partition] = later
+            self.known[partition] = later = {
+                name: at for name, at in known.items()
+                if at.offset > (before := told.get(name, NOTHING)).offset or at.heard > before.heard
+            }  # fmt: skip
+            later[history] = _both(later.get(history), top, self.clock())
         return told
 
     def _know(self, partition: int, offset: int, history: str) -> None:
-        known = self.known.setdefault(partition, {})
-        known[history] = max(offset, known.get(history, 0))
+        known = self.known.get(partition)
+        if known is None:
+            self.known[partition] = {history: Known(offset, self.clock())}
+        else:
+            known[history] = _both(known.get(history), offset, self.clock())
 
     def _ask(self, partition: int, at: Followed, frame: Frame | None) -> None:
         at.held = []

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Collection
-from contextlib import suppress
+from collections.abc import Callable, Collection, Sequence
 
-from gateway.brokers.base import Events, Page, Receipt, Snapshot
+from gateway.brokers.base import Counts, Events, Page, Receipt, Snapshot
 from gateway.brokers.chain import Chain, Frame
 from gateway.brokers.memory_store import MemoryStore
 from gateway.errors import Problem
-from gateway.message import Draft, partition_of
+from gateway.message import Draft
 from gateway.settings import Settings
 
 INBOX = 100_000  # frames announced and not looked at yet; the next one is lost, and the chain tells
@@ -24,6 +23,10 @@ class MemoryBroker:
 
     def __init__(self, store: MemoryStore) -> None:
         self.store = store
+        self.counts = Counts()
+        self.ids_used: Callable[[], int] = lambda: store.state.ids.bytes
+        self.homes: Callable[[], Collection[int]] = lambda: range(store.settings.partitions)  # it is alone
+        self.publish_now: Callable[[Draft], Receipt] | None = self._publish
         self._chain: Chain | None = None
         self._inbox: deque[Frame] = deque()
         self._wake = asyncio.Event()
@@ -44,7 +47,7 @@ class MemoryBroker:
         return self._chain
 
     def partition(self, channel: str) -> int:
-        return partition_of(channel, self.store.settings.partitions)
+        return self.store.partition(channel)
 
     async def start(self) -> None:
         """There is nothing to find out."""
@@ -53,23 +56,24 @@ class MemoryBroker:
         self._chain = Chain(events)
         self.store.listeners.append(self.receive)
         self._started.set()
-        loop = asyncio.get_running_loop()
-        sweep_at = loop.time() + SWEEP
         try:
-            while True:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout_at(sweep_at):
-                        await self._wake.wait()
-                self._wake.clear()
-                self.drain()
-                if loop.time() >= sweep_at:
-                    more = self.store.sweep(SWEPT)
-                    sweep_at = loop.time() + (0 if more else SWEEP)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._keep_sweeping(), name="memory sweep")
+                while True:
+                    await self._wake.wait()
+                    self._wake.clear()
+                    self.drain()
         finally:
             self.store.listeners.remove(self.receive)
             self._inbox.clear()
             self._started.clear()
             self._chain = None
+
+    async def _keep_sweeping(self) -> None:
+        more = False
+        while True:
+            await asyncio.sleep(0 if more else SWEEP)
+            more = self.store.sweep(SWEPT)
 
     def receive(self, frame: Frame) -> None:
         """The store calls this for each message it stored."""
@@ -87,8 +91,9 @@ class MemoryBroker:
                 self._check(partition)
 
     def _check(self, partition: int) -> None:
-        chain = self.chain
+        chain, before = self.chain, self.store.part(partition).announced
         chain.answered(partition, *self.store.check(partition, chain.claims(partition)))
+        self.counts.losses += self.store.part(partition).announced != before
 
     async def subscribe(self, partitions: Collection[int]) -> None:
         await self._started.wait()
@@ -101,11 +106,23 @@ class MemoryBroker:
             self.chain.end(partition)
 
     async def publish(self, draft: Draft) -> Receipt:
-        partition = self.partition(draft.channel)
-        if self.chain.history(partition) not in ("", self.store.history):
+        return self._publish(draft)
+
+    async def publish_all(self, drafts: Sequence[Draft]) -> list[Receipt | Exception]:
+        found: list[Receipt | Exception] = []
+        for draft in drafts:
+            try:
+                found.append(self._publish(draft))
+            except Problem as problem:
+                found.append(problem)
+        return found
+
+    def _publish(self, draft: Draft) -> Receipt:
+        partition, chain, history = self.partition(draft.channel), self.chain, self.store.history
+        if chain.history(partition) not in ("", history):
             self._check(partition)  # another store process: what is gone must be told before its place is taken
         receipt = self.store.publish(draft)
-        self.chain.acknowledged(partition, receipt.offset, self.store.history)
+        chain.acknowledged(partition, receipt.offset, history)
         return receipt
 
     async def read(self, channel: str, since: int, limit: int) -> Page:

@@ -12,7 +12,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from gateway.brokers.base import Page, Receipt, Snapshot
-from gateway.brokers.chain import Frame
+from gateway.brokers.chain import Claim, Frame
 from gateway.brokers.ids import Ids
 from gateway.errors import Problem
 from gateway.message import Draft, Message, new_id, partition_of
@@ -55,14 +55,15 @@ class Log:
 class Part:
     """A partition: below `floor` nothing can be proven, `top` is the highest offset issued.
 
-    Every chain broke at `announced`: who was told of less has been told of a loss. A floor that was raised for want of
-    room breaks no chain.
+    Every chain broke at `announced`, when it was `raised`: whoever had been told of less by then has been told of a
+    loss. A floor that was raised for want of room breaks no chain.
     """
 
     floor: int
     top: int
     history: str
     announced: int
+    raised: int  # 0 where that was by another process's clock
     takeovers: list[tuple[str, int]] = field(default_factory=list)
 
 
@@ -95,35 +96,40 @@ class MemoryStore:
 
     # ---------------------------------------------------------------- partitions
 
+    def partition(self, channel: str) -> int:
+        log = self.state.logs.get(channel)
+        return partition_of(channel, self.settings.partitions) if log is None else log.partition
+
     def part(self, partition: int) -> Part:
         """The partition, with a take-over noted when another store process wrote to it last."""
         part, began = self.state.parts.get(partition), self.state.began
         if part is None:
-            part = self.state.parts[partition] = Part(began, began, self.history, began)
+            part = self.state.parts[partition] = Part(began, began, self.history, began, began)
         elif part.history != self.history:
             part.takeovers = [*part.takeovers, (part.history, part.top)][-TAKEOVERS:]
-            part.history = self.history
+            part.history, part.raised = self.history, 0
         return part
 
-    def check(self, partition: int, claims: Iterable[tuple[int, str]]) -> tuple[int, str]:
+    def check(self, partition: int, claims: Iterable[Claim]) -> tuple[int, str]:
         """Compare with what a node knows of; answer the highest offset and the history it is written in.
 
-        A claim is an offset and the history it was told under. Where it is gone, floor and highest offset are raised
-        above all of it: every node's chain breaks there, and every read from below is answered with a reset.
+        Where a claim is gone, floor and highest offset are raised above all of it: every node's chain breaks there, and
+        every read from below is answered with a reset.
         """
         part = self.part(partition)
-        for told, history in claims:
-            if self.lost(part, told, history):
-                part.announced = part.floor = part.top = max(part.top + 1, told + 1, self.clock())
+        gone = [claim.offset for claim in claims if self.lost(part, claim)]
+        if gone:
+            part.announced = part.floor = part.top = max(part.top + 1, max(gone) + 1, self.clock())
+            part.raised = self.clock()
         return part.top, part.history
 
-    def lost(self, part: Part, told: int, history: str) -> bool:
-        if told < part.announced:
-            return False  # another witness was first
-        if history == part.history:
-            return told > part.top
+    def lost(self, part: Part, claim: Claim) -> bool:
+        if claim.offset < part.announced and self.clock() - claim.age < part.raised:
+            return False  # another witness was first, and has told of all that this one heard of
+        if claim.history == part.history:
+            return claim.offset > part.top
         ends = dict(part.takeovers)
-        return history not in ends or told > ends[history]
+        return claim.history not in ends or claim.offset > ends[claim.history]
 
     def next_offset(self, part: Part) -> int:
         """Time, so that no offset is ever issued twice, not even by a store that was wiped or restored."""
@@ -133,14 +139,16 @@ class MemoryStore:
 
     def publish(self, draft: Draft) -> Receipt:
         """Store and announce one message, in one step. Raises the problems that `Broker.publish` names."""
-        known = self.state.ids.find(draft, self.clock())
-        if known is not None:
-            return Receipt(draft.channel, known, draft.id, duplicate=True)
+        if draft.idempotent:
+            known = self.state.ids.find(draft, self.clock())
+            if known is not None:
+                return Receipt(draft.channel, known, draft.id, duplicate=True)
         log = self.state.logs.get(draft.channel) or self._new_log(draft.channel)
         if draft.key is not None:
             self._check_key(log, draft.key, draft)
         offset = self._store(log, draft)
-        self.state.ids.remember(draft, offset, self.clock())
+        if draft.idempotent:
+            self.state.ids.remember(draft, offset, self.clock())
         return Receipt(draft.channel, offset, draft.id)
 
     def _store(self, log: Log, draft: Draft) -> int:
@@ -148,7 +156,7 @@ class MemoryStore:
         before, part.top = part.top, self.next_offset(part)
         message = Message(
             draft.channel, part.top, draft.id, draft.event, draft.data, self.clock() // 1000,
-            draft.key, draft.version, draft.deleted,
+            draft.key, draft.version, draft.deleted, draft.trace,
         )  # fmt: skip
         if draft.channel not in self.state.logs:
             self.state.logs[draft.channel] = log
@@ -156,7 +164,8 @@ class MemoryStore:
         self._append(log, message)
         if message.key is not None:
             self._set_key(log, message.key, message, draft.ttl)
-        self._relieve()
+        if self.state.bytes > self.settings.store_bytes:
+            self._relieve()
         self.announce(Frame(log.partition, before, part.history, message))
         return message.offset
 
@@ -165,7 +174,7 @@ class MemoryStore:
             listener(frame)
 
     def _new_log(self, channel: str) -> Log:
-        partition, policy = partition_of(channel, self.settings.partitions), self.settings.policy(channel)
+        partition, policy = self.partition(channel), self.settings.policy(channel)
         return Log(policy, partition, self.empty_edge(self.part(partition), policy))
 
     def empty_edge(self, part: Part, policy: Policy) -> int:
@@ -179,15 +188,15 @@ class MemoryStore:
         if message.key is None or log.policy.slow != "latest":
             log.edge = message.offset  # under "latest" a newer value makes up for an older one, so that breaks nothing
         self._trim(log)
-        self._schedule(log, message.channel)
+        if not log.scheduled:
+            self._schedule(log, message.channel)
 
     def _trim(self, log: Log) -> None:
         policy, entries = log.policy, log.entries
         oldest = self.clock() - int(policy.history_ttl * SECOND)
+        size, most = policy.history_size, policy.history_bytes
         while entries and (
-            entries[0].message.offset < oldest
-            or len(entries) > policy.history_size
-            or (log.bytes > policy.history_bytes and len(entries) > 1)
+            entries[0].message.offset < oldest or len(entries) > size or (log.bytes > most and len(entries) > 1)
         ):
             self._drop_first(log)
 

@@ -1,9 +1,9 @@
 """NATS JetStream, one server or a cluster. Streams keep the messages, and republish each as it is stored.
 
-This file is the node's side: one connection at a time, and the broker's verbs. The rest is beside it: `nats_link` the
-connection, `nats_api` JetStream's interface, `nats_names` and `nats_format` what things are called and how they are
-written, `nats_streams` how streams are set up, `nats_lineage` and `nats_lines` how sequences become offsets and what a
-store lost, `nats_live` what is followed, `nats_reader`, `nats_writer` and `nats_sweep` the work.
+This file is the node's side: one connection at a time, and the verbs. Beside it are `nats_link` the connection,
+`nats_api` JetStream's interface, `nats_names` and `nats_format` what things are called and how they are written,
+`nats_streams` how streams are set up, `nats_lineage` and `nats_lines` how sequences become offsets and what a store
+lost, `nats_live` what is followed, `nats_reader`, `nats_writer` and `nats_sweep` the work.
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from contextlib import suppress
-from typing import Any, TypeVar
+from functools import partial
+from typing import TypeVar
 
 from gateway.brokers import nats_format
-from gateway.brokers.base import Events, Page, Receipt, Snapshot
-from gateway.brokers.chain import Chain
+from gateway.brokers.base import Events, Page, Receipt, Snapshot, Unreadable, each_channel, unreadable
+from gateway.brokers.breaker import Breakers
+from gateway.brokers.cancelled import raise_if_cancelled
+from gateway.brokers.chain import UNKNOWN, Chain
 from gateway.brokers.nats_api import Api, ApiError
 from gateway.brokers.nats_lines import Lines
-from gateway.brokers.nats_link import Away, Link, NoStream, Refused, Url
+from gateway.brokers.nats_link import Away, Link, NoStream, Refused, Url, all_of
 from gateway.brokers.nats_live import Live
 from gateway.brokers.nats_names import Names
 from gateway.brokers.nats_reader import Reader
@@ -35,7 +38,6 @@ from gateway.settings import ConfigError, Settings
 log = logging.getLogger("ringcast.nats")
 
 PUBLISH_WITHIN = 4.0  # seconds; then the publisher is told to come again
-BREAK = 1.0  # seconds for which a stream that did not answer in time is not asked again
 READ_WITHIN = 5.0
 BACKOFF = 2.0  # seconds between two attempts to connect, at most
 LOOK = 0.25  # seconds between two looks at what is due
@@ -43,8 +45,8 @@ PROBE = 1.0  # seconds between two questions whether the store answers
 SILENCE = 4.0  # seconds without an answer after which another server is tried
 GRACE = 1.0  # seconds that a message may take from the store to here before it counts as lost
 LATER = (1.0, 5.0)  # seconds after subscribing to look again: other servers learn of it only then
+AGREE = 5.0  # seconds between two looks whether another node has brought another policy
 SWEEP = 1.0  # seconds between two looks for keys whose time is over
-
 _AWAY = (Away, ApiError)
 T = TypeVar("T")
 View = TypeVar("View", Page, Snapshot)
@@ -59,21 +61,20 @@ class NatsBroker:
         self.names = Names(self.url.prefix, settings)
         self.streams = Streams(settings, self.url, self.names)
         self.lines = Lines(self.names, self.streams)
+        self.counts = self.lines.counts
         self.reader = Reader(settings, self.lines)
-        self.writer = Writer(
-            settings, self.lines, self.reader, self._tell, lambda number: self.chain.history(number)
-        )
+        self.writer = Writer(settings, self.lines, self.reader, self._tell, lambda number: self.chain.history(number))
         self._sweep = Sweep(self.lines, self.reader, self.writer)
+        self.publish_all, self.publish_now = partial(each_channel, self.publish), None
+        self.ids_used: Callable[[], int] = lambda: 0  # a stream remembers every message's, whatever its table takes
         self.homes: Callable[[], Collection[int]] = lambda: range(settings.partitions)  # whose keys this node ends
         self._servers = random.sample(self.url.servers, len(self.url.servers))
         self._api: Api | None = None
+        self._started, self._nudged = asyncio.Event(), asyncio.Event()
         self._up = asyncio.Event()  # there is a connection, and all streams were looked at
-        self._lost_at = float("-inf")
-        self._answered_at = float("-inf")
-        self._broken: dict[int, float] = {}  # streams that did not answer in time, and until when they are left alone
+        self._lost_at = self._answered_at = float("-inf")
+        self._breakers = Breakers(self.names.stream, self._probe, (Problem,))
         self._chain: Chain | None = None
-        self._started = asyncio.Event()
-        self._nudged = asyncio.Event()
         self._live: Live | None = None
         self._unopened: set[int] = set()  # streams that could not be looked at yet
         self._again: list[tuple[float, list[int]]] = []  # when to check what was subscribed lately
@@ -84,9 +85,8 @@ class NatsBroker:
 
     @property
     def connected(self) -> bool:
-        if self._api is None or not self._up.is_set() or self._api.link.lost:
-            return False
-        return asyncio.get_running_loop().time() - self._answered_at < SILENCE
+        up = self._api is not None and self._up.is_set() and not self._api.link.lost
+        return up and asyncio.get_running_loop().time() - self._answered_at < SILENCE
 
     @property
     def chain(self) -> Chain:
@@ -135,6 +135,8 @@ class NatsBroker:
                 f" a message of {self.settings.max_message}: raise its max_payload, or lower max_message"
             )
         await self._open(api, self.names.numbers)
+        if 0 not in self._unopened:
+            await self.streams.policies.agree(api)
 
     async def _open(self, api: Api, numbers: Collection[int]) -> None:
         """Look at these streams. Some may have no leader now; raises Away only when none could be looked at."""
@@ -165,13 +167,17 @@ class NatsBroker:
                     log.warning("the connection to NATS is lost: %s", error or type(error).__name__)
                 except ConfigError as error:
                     log.error("the NATS streams cannot be used any more: %s", error)
+                except Exception:  # of a library, or a fault of ours: a node that listens no more helps nobody
+                    log.exception("the reader of NATS failed, and begins anew")
                 finally:
                     if self._up.is_set():
                         self._lost_at = asyncio.get_running_loop().time()
+                        self.counts.disconnects += 1
                     self._up.clear()
                     self._api = self._live = None
                     if link is not None:
                         await link.close()
+                raise_if_cancelled()
                 self._servers.append(self._servers.pop(0))
                 attempts = 1 if asyncio.get_running_loop().time() - began > 10 else attempts + 1
                 await asyncio.sleep(random.uniform(0, min(BACKOFF, 0.05 * 2**attempts)))  # noqa: S311
@@ -204,9 +210,8 @@ class NatsBroker:
         except _AWAY as error:  # those that did not answer are held back, and asked again
             log.warning("not all of the store answers: %s", error)
         self._answered_at = loop.time()
-        self._broken.clear()
         self._up.set()
-        probe_at = overdue_at = loop.time() + GRACE
+        probe_at = overdue_at = agree_at = loop.time() + GRACE
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(LOOK):
@@ -226,6 +231,9 @@ class NatsBroker:
                 while self._again and self._again[0][0] <= now:
                     _, numbers = heapq.heappop(self._again)
                     await self._ask(api, [number for number in numbers if number in chain.followed], live=True)
+                if now >= agree_at:
+                    agree_at = now + AGREE
+                    await self.streams.policies.agree(api)
                 if now >= probe_at:
                     probe_at = now + PROBE
                     if self._unopened:
@@ -250,12 +258,15 @@ class NatsBroker:
             await live.listen(new)
             await self._ask(live.api, new)  # over the same connection, so the server knows of the subscription first
         except _AWAY as error:
-            for number in new:
+            unanswered = [number for number in new if chain.watermark(number) == UNKNOWN]
+            for number in unanswered:  # the others are followed, for their watermark was told
                 chain.end(number)
+            await live.leave(unanswered)
             raise _unavailable(error) from error
-        now = asyncio.get_running_loop().time()
-        for later in LATER if live.api.link.connection.clustered else ():
-            heapq.heappush(self._again, (now + later, new))
+        finally:
+            now = asyncio.get_running_loop().time()
+            for later in LATER if live.api.link.connection.clustered else ():
+                heapq.heappush(self._again, (now + later, new))
 
     async def unsubscribe(self, partitions: Collection[int]) -> None:
         for number in partitions:
@@ -270,7 +281,7 @@ class NatsBroker:
 
     async def _ask(self, api: Api, numbers: Iterable[int], *, live: bool = False) -> None:
         """Tell the store what is known of these streams, and go on from what it answers."""
-        await _all(self._ask_one(api, number, live=live) for number in list(numbers))
+        await all_of(self._ask_one(api, number, live=live) for number in list(numbers))
 
     async def _tell(self, api: Api, number: int) -> None:
         await self._ask_one(api, number, live=True)
@@ -288,12 +299,13 @@ class NatsBroker:
     # ---------------------------------------------------------------- publishing and reading
 
     async def publish(self, draft: Draft) -> Receipt:
-        loop, number = asyncio.get_running_loop(), self.names.number(draft.channel)
-        if self._broken.get(number, 0) > loop.time():
-            raise _unavailable(Away("its stream has no leader"))
+        number = self.names.number(draft.channel)
+        breaker = self._breakers.of(number)
+        breaker.pass_through()
         id, pause, why = nats_format.message_id(draft), 0.01, "there is no connection"
+        patience = PUBLISH_WITHIN if self._up.is_set() else self._patience()
         try:
-            async with asyncio.timeout(PUBLISH_WITHIN if self._up.is_set() else self._patience()):
+            async with asyncio.timeout(patience):
                 while True:
                     await self._up.wait()
                     try:
@@ -307,12 +319,20 @@ class NatsBroker:
                     await asyncio.sleep(pause)
                     pause = min(2 * pause, 0.2)
         except TimeoutError:
-            self._broken[number] = loop.time() + BREAK
-            raise _unavailable(Away(why)) from None
+            problem = _unavailable(Away(why))
+            if patience:  # else nobody waits for a connection any more
+                breaker.trip(problem)
+            raise problem from None
         except ApiError as error:
             raise _unavailable(error) from error
+        except Unreadable as error:  # what the message is to replace, or to be compared with
+            log.error("%s: a publish was refused: upgrade this node (%s)", draft.channel, error)
+            raise unreadable() from error
         self.chain.acknowledged(number, receipt.offset, history)
         return receipt
+
+    async def _probe(self, number: int) -> None:
+        await self._within(lambda api: self.lines.look(api, self.lines[number]))
 
     def _patience(self) -> float:
         """How long to wait for a connection: less, the longer there has been none."""
@@ -371,15 +391,10 @@ class NatsBroker:
 
     async def close(self) -> None:
         """`run` has let go of the connection when it ended."""
-
-
-async def _all(calls: Iterable[Any]) -> None:
-    """Wait for all of these, then raise what the first that failed raised."""
-    for result in await asyncio.gather(*calls, return_exceptions=True):
-        if isinstance(result, BaseException):
-            raise result
+        await self._breakers.close()
 
 
 def _unavailable(error: BaseException) -> Problem:
+    raise_if_cancelled()
     why = str(error) or type(error).__name__
     return Problem("unavailable", f"The store does not answer ({why}): try again soon", retry_after=1)

@@ -133,9 +133,9 @@ class Api:
         """The newest message of a subject or pattern."""
         return await self._get(stream, {"last_by_subj": subject})
 
-    async def first(self, stream: str, subject: str) -> Stored | None:
-        """The oldest message of a subject or pattern."""
-        return await self._get(stream, {"seq": 1, "next_by_subj": subject})
+    async def first(self, stream: str, subject: str, seq: int = 1) -> Stored | None:
+        """The oldest message of a subject or pattern from `seq` on."""
+        return await self._get(stream, {"seq": seq, "next_by_subj": subject})
 
     async def at(self, stream: str, seq: int) -> Stored | None:
         return await self._get(stream, {"seq": seq})

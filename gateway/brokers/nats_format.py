@@ -10,12 +10,15 @@ from datetime import datetime
 
 import msgspec
 
+from gateway.brokers.base import Unreadable
 from gateway.message import Draft, Message, new_id
 
 FORMAT = 1
 
 
-class Meta(msgspec.Struct, array_like=True, frozen=True):
+class Untraced(msgspec.Struct, array_like=True, frozen=True):
+    """What is written of a message without a trace, as by the first release."""
+
     format: int
     history: str  # the last take-over its publisher knew of
     channel: str
@@ -28,10 +31,15 @@ class Meta(msgspec.Struct, array_like=True, frozen=True):
     deleted: bool = False
     ttl: int | None = None  # milliseconds, of a key's value
 
+
+class Meta(Untraced, array_like=True, frozen=True):
+    trace: str | None = None  # a `traceparent`
+
     def message(self, offset: int, data: bytes) -> Message:
         return Message(
-            self.channel, offset, self.id, self.event, data, self.time, self.key, self.version, self.deleted
-        )
+            self.channel, offset, self.id, self.event, data, self.time, self.key, self.version, self.deleted,
+            self.trace,
+        )  # fmt: skip
 
 
 _encode = msgspec.json.Encoder().encode
@@ -39,19 +47,24 @@ _decode = msgspec.json.Decoder(Meta).decode
 
 
 def encode(draft: Draft, history: str, time: int, ttl: int | None) -> bytes:
-    meta = Meta(
+    fields = (
         FORMAT, history, draft.channel, draft.event, draft.id, time, draft.digest().hex() if draft.idempotent else "",
         draft.key, draft.version, draft.deleted, ttl,
     )  # fmt: skip
+    meta = Untraced(*fields) if draft.trace is None else Meta(*fields, draft.trace)
     return _encode(meta) + b"\n" + draft.data
 
 
 def decode(payload: bytes) -> tuple[Meta, bytes]:
-    """The message's line, read, and its data. Raises ValueError for what no gateway wrote."""
+    """The message's line, read, and its data. Raises Unreadable."""
     line, newline, data = payload.partition(b"\n")
-    if not newline:
-        raise ValueError("not a message of Ringcast")
-    return _decode(line), data
+    try:
+        found = _decode(line) if newline else None
+    except msgspec.DecodeError:
+        found = None
+    if found is None or found.format != FORMAT:
+        raise Unreadable(f"not a message of format {FORMAT}: {line[:40].decode('latin-1')!r}")
+    return found, data
 
 
 def message_id(draft: Draft) -> str:

@@ -18,6 +18,8 @@ from typing import NamedTuple
 
 import msgspec
 
+from gateway.brokers.base import Unreadable
+
 FORMAT = 1
 TAKEOVERS = 32  # remembered: every server of a cluster that nodes connect to is one
 PROCESSES = 64
@@ -57,8 +59,32 @@ class Kept(msgspec.Struct, frozen=True):
 
 
 encode = msgspec.json.Encoder().encode
-decode = msgspec.json.Decoder(Record).decode
-decode_kept = msgspec.json.Decoder(Kept).decode
+_decode = msgspec.json.Decoder(Record).decode
+_decode_kept = msgspec.json.Decoder(Kept).decode
+
+
+def decode(payload: bytes) -> Record:
+    """Raises Unreadable."""
+    try:
+        return _readable(_decode(payload))
+    except msgspec.DecodeError as error:
+        raise Unreadable(f"not a take-over record of format {FORMAT}: {error}") from error
+
+
+def decode_kept(described: str) -> Kept:
+    """Raises Unreadable."""
+    try:
+        kept = _decode_kept(described)
+    except msgspec.DecodeError as error:
+        raise Unreadable(f"not a take-over record of format {FORMAT}: {error}") from error
+    _readable(kept.record)
+    return kept
+
+
+def _readable(record: Record) -> Record:
+    if record.format != FORMAT:
+        raise Unreadable(f"a take-over record has format {record.format}")
+    return record
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from gateway.brokers import nats_lineage
+from gateway.brokers.base import Counts, Unreadable
+from gateway.brokers.chain import Claim
 from gateway.brokers.nats_api import STREAM_NOT_FOUND, WRONG_LAST_SEQUENCE, Api, ApiError, Info, Stored
 from gateway.brokers.nats_lineage import Lineage
 from gateway.brokers.nats_link import Away, Link
@@ -25,7 +27,7 @@ DESCRIBED = "ringcast.record"
 GUARD = "Nats-Expected-Last-Subject-Sequence"
 GUARD_SUBJECT = "Nats-Expected-Last-Subject-Sequence-Subject"
 
-Claims = Iterable[tuple[int, str]]
+Claims = Iterable[Claim]
 
 
 @dataclass(slots=True)
@@ -37,12 +39,18 @@ class Line:
     lineage: Lineage
     created: str
     records: int = UNREAD  # how many records it held when the last was read
+    doubts: int = 0  # how often there was a reason to read them again
     guard: int = 0  # the sequence of the record that the stream itself holds, 0 for none
     kept: bool = False  # the last record is in the stream's description
     ready: Link | None = None  # whose process the stream has a record of, so that it may be published to
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)  # of what is written about it
     asking: asyncio.Lock = field(default_factory=asyncio.Lock)  # one question about what was told at a time
     ends: deque[tuple[float, int]] = field(default_factory=deque)  # where the stream ended, and when that was asked
+
+    def doubt(self) -> None:
+        """A record was written, or something else does not fit: read the records again before the next answer."""
+        self.records = UNREAD
+        self.doubts += 1
 
     def ended(self, at: float, seq: int, age: float) -> None:
         """Remember that at that moment (monotonic) nothing above `seq` had been stored yet."""
@@ -62,6 +70,7 @@ class Lines:
         self.names = names
         self.streams = streams
         self.lines: dict[int, Line] = {}
+        self.counts = Counts()
 
     def __getitem__(self, number: int) -> Line:
         line = self.lines.get(number)
@@ -76,7 +85,8 @@ class Lines:
         if line is None:
             lineage = Lineage.new(info.created, info.config.first_seq)
             line = self.lines[number] = Line(number, self.names.stream(number), lineage, info.created)
-        line.records, line.ready = UNREAD, None
+        line.doubt()
+        line.ready = None
         await self.look(api, line)
         if line.lineage.keyed not in (None, self.streams.keyed) and number not in self.streams.settled:
             log.warning("%s: other namespaces are keyed now; older positions there are reset", line.stream)
@@ -85,9 +95,9 @@ class Lines:
         self.streams.settled.add(number)
 
     def doubt(self, number: int) -> None:
-        """A record was written, or something else does not fit: read the records again before the next answer."""
+        """See Line.doubt."""
         if number in self.lines:
-            self.lines[number].records = UNREAD
+            self.lines[number].doubt()
 
     def unready(self, number: int) -> None:
         """The stream did not take a message: see that it is there before the next."""
@@ -95,15 +105,22 @@ class Lines:
             self.lines[number].ready = None
 
     async def look(self, api: Api, line: Line) -> int:
-        """The stream's last sequence, with the lineage as of then. One request, unless a record is new."""
+        """The stream's last sequence, with the lineage as of then. One request, unless a record is new.
+
+        A record that is announced between question and answer may not be in the answer: what was found then is not
+        taken for the last, nor put in the place of what was announced.
+        """
         record = self.names.record(line.number)
         for _ in range(ATTEMPTS):
-            asked = time.monotonic()
+            asked, doubts = time.monotonic(), line.doubts
             info = await api.info(line.stream, record)
             line.ended(asked, info.state.last_seq, info.config.max_age / SECOND)
             count = info.state.subjects.get(record, 0)
             if count != line.records or count >= info.config.max_msgs_per_subject or info.created != line.created:
-                self._read(line, info, await api.last(line.stream, record))
+                found = await api.last(line.stream, record)
+                if line.doubts != doubts:
+                    continue
+                self._read(line, info, found)
                 line.records, line.created = count, info.created
             if line.guard <= info.state.last_seq:
                 return info.state.last_seq
@@ -111,6 +128,13 @@ class Lines:
         raise Away("the stream does not come to rest")
 
     def _read(self, line: Line, info: Info, found: Stored | None) -> None:
+        try:
+            self._read_records(line, info, found)
+        except Unreadable as error:
+            log.error("%s cannot be used: upgrade this node (%s)", line.stream, error)
+            raise Away("a newer release serves this stream, and this node has to be upgraded") from error
+
+    def _read_records(self, line: Line, info: Info, found: Stored | None) -> None:
         described = info.config.metadata.get(DESCRIBED)
         kept = nats_lineage.decode_kept(described) if described else None
         if found is not None:
@@ -119,6 +143,10 @@ class Lines:
             line.lineage = Lineage.of(kept.record, kept.seq)
         else:
             line.lineage = Lineage.new(info.created, info.config.first_seq)
+        if line.number in self.streams.settled and line.lineage.keyed not in (None, self.streams.keyed):
+            log.error("%s: a node was started with other keyed namespaces (%s), whose channels lie elsewhere: this node"
+                      " cannot serve until it is given the same settings", line.stream, line.lineage.keyed)  # fmt: skip
+            raise Away("other namespaces are keyed now: give this node the same settings, and start it anew")
         line.guard = found.seq if found is not None else 0
         line.kept = line.guard in (0, kept.seq if kept is not None else -1)
 
@@ -136,17 +164,18 @@ class Lines:
             except ApiError as error:
                 if error.code != STREAM_NOT_FOUND:
                     raise
-                await self.open(api, number, max((offset for offset, _ in told), default=0))
+                await self.open(api, number, max((claim.offset for claim in told), default=0))
                 continue
             top = line.lineage.offset(last)
-            if not any(line.lineage.lost(offset, history, top) for offset, history in told):
+            if not any(line.lineage.lost(claim.offset, claim.history, top) for claim in told):
                 return top, line.lineage.history
             async with line.lock:
                 last = await self.look(api, line)
                 top = line.lineage.offset(last)
-                if any(line.lineage.lost(offset, history, top) for offset, history in told):
+                if any(line.lineage.lost(claim.offset, claim.history, top) for claim in told):
                     log.warning("%s has lost messages: positions before now are reset", line.stream)
-                    await self._take_over(api, line, [offset for offset, _ in told], lost=True)
+                    self.counts.losses += 1
+                    await self._take_over(api, line, [claim.offset for claim in told], lost=True)
         raise Away("the stream does not come to rest")
 
     async def ready(self, api: Api, line: Line) -> None:
@@ -170,6 +199,9 @@ class Lines:
         names = self.names
         last = await self.look(api, line)
         first = await api.first(line.stream, names.messages(line.number))
+        if not lost and api.link.process in line.lineage.processes:
+            await self.look(api, line)  # another node was faster
+            return
         base = max([time.time_ns() // 1000, line.lineage.offset(last) + 2, *(offset + 1 for offset in told)])
         history = secrets.token_hex(6)
         record = line.lineage.record(
@@ -181,5 +213,5 @@ class Lines:
         except ApiError as error:
             if error.code not in WRONG_LAST_SEQUENCE:
                 raise
-        line.records = UNREAD
+        line.doubt()
         await self.look(api, line)

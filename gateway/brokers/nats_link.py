@@ -12,7 +12,7 @@ import asyncio
 import logging
 import re
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Self
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -33,6 +33,7 @@ PING = 1.0  # seconds between two pings; the third that is not answered ends the
 OWED = 2
 PENDING_BYTES = 64 << 20  # of live messages not looked at yet; what is beyond is lost, and the chain tells
 HEADERS = 1024  # bytes at most of what we put around a message
+BROKEN = (Error, OSError, RuntimeError)  # raised by nats-py, the socket and uvloop where a connection is just ending
 
 
 class Away(Exception):
@@ -49,10 +50,11 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Url:
-    """nats://[user:password@]host[:port][,host[:port]...][/?option=value&...]
+    """nats://[user:password@ or token@]host[:port][,host[:port]...][/?option=value&...]
 
     Options: `prefix` of all streams and subjects (rc), `replicas` (3 in a cluster, else 1), `storage` (file or
-    memory), `creds` (a credentials file), `tls_ca`, `tls_cert` and `tls_key` (PEM files). tls:// asks for TLS.
+    memory), `creds` (a credentials file), `nkey` (a file with an nkey's seed), `tls_ca`, `tls_cert` and `tls_key` (PEM
+    files). tls:// asks for TLS.
     """
 
     servers: tuple[str, ...]
@@ -60,6 +62,7 @@ class Url:
     replicas: int | None = None
     storage: str = "file"
     creds: str | None = None
+    nkey: str | None = None
     tls_ca: str | None = None
     tls_cert: str | None = None
     tls_key: str | None = None
@@ -77,7 +80,7 @@ class Url:
             except ValueError:
                 raise ConfigError("broker: write nats://host:4222, or several hosts with commas between") from None
         options = dict(parse_qsl(parts.query, keep_blank_values=True))
-        known = {"prefix", "replicas", "storage", "creds", "tls_ca", "tls_cert", "tls_key"}
+        known = {"prefix", "replicas", "storage", "creds", "nkey", "tls_ca", "tls_cert", "tls_key"}
         for name in options.keys() - known:
             raise ConfigError(f"broker: a nats:// URL has no option {name!r}; it has {', '.join(sorted(known))}")
         prefix, storage = options.pop("prefix", "rc"), options.pop("storage", "file")
@@ -114,6 +117,15 @@ class Connection(Client):
     @property
     def clustered(self) -> bool:
         return "cluster" in self._server_info
+
+    async def _close(self, status: int, do_cbs: bool = True) -> None:
+        """Let go of what was not written yet: nobody waits for it any more once the link has failed.
+
+        nats-py would write it now, which uvloop answers with an exception where the connection is gone; then
+        subscriptions went on for ever, and nobody was told that the connection is lost.
+        """
+        self._pending, self._pending_data_size = [], 0
+        await super()._close(status, do_cbs)
 
     def cut(self) -> None:
         """Drop the connection without waiting for a server that may not answer any more."""
@@ -160,8 +172,12 @@ class Link:
         login = urlsplit(server)
         if login.username is not None and login.password is not None:
             options |= {"user": unquote(login.username), "password": unquote(login.password)}
+        elif login.username is not None:
+            options["token"] = unquote(login.username)
         if url.creds is not None:
             options["user_credentials"] = url.creds
+        if url.nkey is not None:
+            options["nkeys_seed"] = url.nkey
         context = url.context()
         if context is not None:
             options["tls"] = context
@@ -232,7 +248,7 @@ class Link:
             raise Away("the connection is lost")
         try:
             await self.connection.publish(subject, payload, reply, headers)
-        except Error as error:
+        except BROKEN as error:
             raise Away(str(error) or type(error).__name__) from error
 
     async def listen(self, subject: str, callback: Callable[[Msg], Awaitable[None]]) -> Subscription:
@@ -240,8 +256,8 @@ class Link:
             return await self.connection.subscribe(
                 subject, cb=callback, pending_msgs_limit=0, pending_bytes_limit=PENDING_BYTES
             )
-        except Error as error:
-            raise Away(str(error)) from error
+        except BROKEN as error:
+            raise Away(str(error) or type(error).__name__) from error
 
     def holds(self, size: int) -> bool:
         """Whether the server takes a message of that many bytes."""
@@ -265,3 +281,10 @@ class Link:
         except TimeoutError:
             log.debug("the connection to NATS did not close in good order")
         self.connection.cut()
+
+
+async def all_of(calls: Iterable[Any]) -> None:
+    """Wait for all of these, then raise what the first that failed raised."""
+    for result in await asyncio.gather(*calls, return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result

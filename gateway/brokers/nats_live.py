@@ -14,12 +14,12 @@ from functools import partial
 
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
-from nats.errors import Error
 
 from gateway.brokers import nats_format, nats_lineage
 from gateway.brokers.chain import Chain, Frame, Turn
 from gateway.brokers.nats_api import Api
 from gateway.brokers.nats_lines import Line, Lines
+from gateway.brokers.nats_link import BROKEN
 
 log = logging.getLogger("ringcast.nats")
 
@@ -53,7 +53,7 @@ class Live:
         for number in numbers:
             subscription = self._subscriptions.pop(number, None)
             if subscription is not None:
-                with suppress(Error):  # the connection is gone, and the subscription with it
+                with suppress(*BROKEN):  # the connection is gone, and the subscription with it
                     await subscription.unsubscribe()
 
     async def _on_live(self, number: int, msg: Msg) -> None:
@@ -67,8 +67,11 @@ class Live:
                 self._on_take_over(self.lines[number], nats_lineage.decode(msg.data), _sequence(msg))
             else:
                 self._on_message(self.lines[number], *nats_format.decode(msg.data), _sequence(msg))
-        except (ValueError, KeyError):
-            log.warning("what is none of ours was announced on %s", msg.subject)
+        except (ValueError, KeyError) as error:  # whatever it was, it was missed
+            log.error("what was announced on %s cannot be read, and counts as lost: upgrade this node (%s)",
+                      msg.subject, error)  # fmt: skip
+            self.lines.doubt(number)
+            self.chain.suspect([number])
         if self.chain.due:
             self.wake()
 

@@ -1,24 +1,28 @@
 """Reading a stream: pages and what they prove, snapshots, and where a time lies.
 
 Any server that holds a copy answers the large reads, from what it has so far; so the leader is asked first how far
-there is to read. What a page proves is asked after it: what was still held then had not gone before.
+there is to read, and with each of them what comes next, for a copy may let go of what has expired before the leader
+does. What a page proves is asked after it: what the leader still held then had not gone before.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Iterable, Sequence
 
 from gateway.brokers import nats_format
-from gateway.brokers.base import Page, Snapshot
+from gateway.brokers.base import Page, Snapshot, Unreadable, unreadable
 from gateway.brokers.nats_api import SUBJECTS_PAGE, TABLE_LIMIT, Api, Stored
-from gateway.brokers.nats_lines import UNREAD, Line, Lines
+from gateway.brokers.nats_lines import Line, Lines
 from gateway.brokers.nats_link import Away
 from gateway.brokers.nats_names import UNKEYED
 from gateway.brokers.nats_streams import shortest_age, untrimmed_below
 from gateway.message import Message
 from gateway.settings import Settings
+
+log = logging.getLogger("ringcast.nats")
 
 BEHIND = 0.02  # seconds between two looks at a server whose copy is behind
 LOOKS = 50
@@ -35,8 +39,9 @@ class Reader:
         """A page, and the history that its highest offset is of."""
         line = self.lines[self.names.number(channel)]
         while True:
+            doubts = line.doubts
             found = await self._read(api, line, channel, since, limit)
-            if line.records != UNREAD:  # else a record came meanwhile, and offsets may be others
+            if line.doubts == doubts:  # else a record came meanwhile, and offsets may be others
                 return found
 
     async def _read(self, api: Api, line: Line, channel: str, since: int, limit: int) -> tuple[Page, str]:
@@ -44,10 +49,13 @@ class Reader:
         lineage = line.lineage
         after, exists = lineage.place(since)
         stored, more = await self._after(api, line, channel, after, limit)
+        if stored and stored[-1].seq > end:  # came meanwhile, and may lie behind a record that is not known here yet
+            stored, more = [message for message in stored if message.seq <= end], False
         shown = exists and await self._shown(api, line, channel, after, end)
-        messages = [_message(line, message) for message in stored]
-        top = max([lineage.offset(end), *(message.offset for message in messages[-1:])])
-        return Page(since, shown, lineage.floor, top, messages, more), lineage.history
+        messages = _messages(line, stored)
+        shown = shown and len(messages) == len(stored)
+        until = lineage.offset(stored[-1].seq) if more else 0
+        return Page(since, shown, lineage.floor, lineage.offset(end), messages, more, until), lineage.history
 
     # ---------------------------------------------------------------- pages
 
@@ -55,7 +63,7 @@ class Reader:
         """At most `limit` messages above the sequence `after`, and whether there are more."""
         pattern = self.names.channel(line.number, channel)
         found, more = await self._range(api, line, pattern, after, limit)
-        if self.settings.policy(channel).slow != "latest" or not found:
+        if self.lines.streams.policies.of(channel).slow != "latest" or not found:
             return found, more
         if not more:
             newest = {message.subject: message.seq for message in found}
@@ -74,9 +82,12 @@ class Reader:
                 if len(found) >= limit or size >= self.settings.page_bytes:
                     return found, True
                 room = self.settings.page_bytes - size
-                batch = await api.batch(line.stream, pattern, seq + 1, limit - len(found), room)
-                if not batch:
-                    break
+                batch, held = await asyncio.gather(
+                    api.batch(line.stream, pattern, seq + 1, limit - len(found), room),
+                    api.first(line.stream, pattern, seq + 1),
+                )
+                if not batch or (held is not None and held.seq < batch[0].seq):
+                    break  # that copy has not got it yet, or has let go of it before the leader did
                 found += batch
                 size += sum(len(message.data) for message in batch)
                 seq = batch[-1].seq
@@ -112,7 +123,7 @@ class Reader:
         if after < min(first.seq - 1 if first else end, end) and not line.seen_since(after, shortest_age(info.config)):
             return False  # what came next may have become too old, for all that can be told
         limit = untrimmed_below(info.config)
-        latest = self.settings.policy(channel).slow == "latest"
+        latest = self.lines.streams.policies.of(channel).slow == "latest"
         full = [
             subject for subject, count in info.state.subjects.items()
             if count >= limit and (not latest or _unkeyed(subject))
@@ -128,12 +139,14 @@ class Reader:
     async def snapshot(self, api: Api, channel: str) -> tuple[Snapshot, str]:
         """The key table, and the history that its position is of."""
         line = self.lines[self.names.number(channel)]
-        while True:
-            values, seq = await self._table(api, line, channel)
-            if line.records != UNREAD:
-                break
+        values, seq = await self._table(api, line, channel)
+        await self.lines.look(api, line)  # for they may lie behind a record that is not known here yet
         now = time.time() * 1000
-        messages = [_message(line, value) for value in values if _lives(value, now)]
+        try:
+            messages = [_message(line, value) for value in values if _lives(value, now)]
+        except Unreadable as error:
+            log.error("%s: this release cannot read its values: upgrade this node (%s)", channel, error)
+            raise unreadable() from error
         return Snapshot(messages, line.lineage.offset(seq)), line.lineage.history_at(seq)
 
     async def _table(self, api: Api, line: Line, channel: str) -> tuple[list[Stored], int]:
@@ -155,9 +168,10 @@ class Reader:
             await asyncio.sleep(BEHIND * min(look, 10))
         raise Away("the copies are behind")
 
-    async def live_keys(self, api: Api, line: Line, channel: str) -> int:
+    async def live_keys(self, api: Api, line: Line, channel: str, beside: str) -> int:
+        """How many keys have a value, not counting the subject `beside`, which may have got one just now."""
         values, _ = await self._table(api, line, channel)
-        return keys_of(values)
+        return keys_of(value for value in values if value.subject != beside)
 
     async def newest(self, api: Api, line: Line, subjects: Sequence[str]) -> tuple[list[Stored], int]:
         """The newest message of each of these subjects, as of one sequence; 0 where a copy is behind."""
@@ -200,6 +214,18 @@ def _unkeyed(subject: str) -> bool:
 def _message(line: Line, stored: Stored) -> Message:
     meta, data = nats_format.decode(stored.data)
     return meta.message(line.lineage.offset(stored.seq), data)
+
+
+def _messages(line: Line, stored: Sequence[Stored]) -> list[Message]:
+    """Those that this release can read."""
+    found: list[Message] = []
+    for each in stored:
+        try:
+            found.append(_message(line, each))
+        except Unreadable as error:
+            log.error("%s: readers are told that some is missing, for this release cannot read it: upgrade this node"
+                      " (%s)", each.subject, error)  # fmt: skip
+    return found
 
 
 def _lives(stored: Stored, now: float) -> bool:

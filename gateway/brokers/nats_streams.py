@@ -15,12 +15,14 @@ import msgspec
 from gateway.brokers.nats_api import NAME_IN_USE, STREAM_NOT_FOUND, Api, ApiError, Config, Info
 from gateway.brokers.nats_link import Url
 from gateway.brokers.nats_names import Names
+from gateway.brokers.nats_policies import NatsPolicies
 from gateway.settings import TABLE, ConfigError, Policy, Settings
 
 log = logging.getLogger("ringcast.nats")
 
 SECOND = 1_000_000_000  # the server's durations are nanoseconds
 TOMBSTONE = 24 * 3600.0  # seconds that a deletion is remembered for at least
+FORMAT = "1"  # of how streams are used
 AT_ONCE = 32  # streams asked for or made at a time
 
 
@@ -55,6 +57,7 @@ class Streams:
         self.settings = settings
         self.url = url
         self.names = names
+        self.policies = NatsPolicies(settings, names)
         policies = [*settings.channels.values(), settings.policy("default:")]
         self.logs = Family.of([policy for policy in policies if not policy.keyed], settings, keyed=False)
         self.tables = Family.of([TABLE, *(policy for policy in policies if policy.keyed)], settings, keyed=True)
@@ -81,6 +84,12 @@ class Streams:
         """
         async with self._at_once:
             info = await self._find(api, number, above)
+            form = info.config.metadata.get("ringcast.format")
+            if form != FORMAT:
+                raise ConfigError(
+                    f"broker: stream {self.names.stream(number)} is kept in format {form} and this release reads format"
+                    f" {FORMAT}: upgrade this node, or set another prefix in the broker's URL"
+                )
             theirs = info.config.metadata.get("ringcast.partitions")
             if theirs != str(self.settings.partitions):
                 raise ConfigError(
@@ -138,7 +147,7 @@ class Streams:
             "republish": {"src": f"{names.subject(number)}.>", "dest": f"{names.live(number)}.>"},
             "allow_direct": True, "allow_msg_ttl": True, "deny_delete": True, "deny_purge": True,
             "metadata": {
-                "ringcast.format": "1", "ringcast.partitions": str(settings.partitions),
+                "ringcast.format": FORMAT, "ringcast.partitions": str(settings.partitions),
                 "ringcast.limits": msgspec.json.encode(limits).decode(),
             },
         }  # fmt: skip

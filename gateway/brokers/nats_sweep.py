@@ -11,6 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from gateway.brokers import nats_format
+from gateway.brokers.base import Unreadable
 from gateway.brokers.nats_api import WRONG_LAST_SEQUENCE, Api, ApiError, Stored
 from gateway.brokers.nats_lines import GUARD, Line, Lines
 from gateway.brokers.nats_link import Away
@@ -43,8 +44,11 @@ class Table:
     look_at: int = 0
 
     def note(self, value: Stored) -> None:
-        meta, _ = nats_format.decode(value.data)
-        if meta.ttl is None or meta.deleted:
+        try:
+            meta, _ = nats_format.decode(value.data)
+        except Unreadable:  # a newer release's, whose nodes end it
+            meta = None
+        if meta is None or meta.ttl is None or meta.deleted:
             self.keys.pop(value.subject, None)
             return
         expires = nats_format.milliseconds(value.time) + meta.ttl

@@ -62,7 +62,7 @@ class Writer:
     def _payload(self, api: Api, line: Line, draft: Draft) -> bytes:
         ttl = None
         if draft.key is not None:
-            seconds = self.settings.policy(draft.channel).key_ttl if draft.ttl is None else draft.ttl
+            seconds = self.lines.streams.policies.of(draft.channel).key_ttl if draft.ttl is None else draft.ttl
             longest = self.lines.streams.longest_ttl()
             if seconds > longest:
                 raise Problem(
@@ -107,7 +107,7 @@ class Writer:
         guard = {GUARD: str(held.seq if held else 0)}
         try:
             self._check_version(line, draft, held)
-            if not draft.deleted and not (held and keys_of([held])):
+            if not draft.deleted and not (held and keys_of([held])) and not draft.channel.startswith("ringcast:"):
                 await self._check_room(api, line, draft)
                 # A new key: nothing of the channel may have changed since its keys were counted.
                 guard = {GUARD: str(last.seq if last else 0), GUARD_SUBJECT: pattern}
@@ -132,13 +132,13 @@ class Writer:
 
     async def _check_room(self, api: Api, line: Line, draft: Draft) -> None:
         """Raises Problem `too_many_keys`. Deletions are subjects too: only where it may matter they are told apart."""
-        most = self.settings.policy(draft.channel).max_keys
-        if draft.channel.startswith("ringcast:"):
-            return
+        most = self.lines.streams.policies.of(draft.channel).max_keys
         info = await api.info(line.stream, self.names.channel(line.number, draft.channel))
         if len(info.state.subjects) < most:
             return
-        live = await self.reader.live_keys(api, line, draft.channel)
+        live = await self.reader.live_keys(
+            api, line, draft.channel, self.names.message(line.number, draft.channel, draft.key)
+        )
         if live >= most:
             detail = f"{draft.channel} has as many keys as it may ({live}): delete some, or raise max_keys"
             raise Problem("too_many_keys", detail)

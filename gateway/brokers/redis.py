@@ -5,18 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from typing import Any
 
-from redis.exceptions import RedisError
-
 from gateway.brokers import redis_store as store
-from gateway.brokers.base import Events, Page, Receipt, Snapshot
-from gateway.brokers.chain import Chain
-from gateway.brokers.redis_calls import AWAY, WITHIN, Calls, away
+from gateway.brokers.base import Counts, Events, Page, Receipt, Snapshot
+from gateway.brokers.cancelled import raise_if_cancelled
+from gateway.brokers.chain import UNKNOWN, Chain
+from gateway.brokers.redis_calls import AWAY, WITHIN, Calls, away, refusal
 from gateway.brokers.redis_live import Address, LiveConnection, LiveError
+from gateway.brokers.redis_policies import RedisPolicies
 from gateway.brokers.redis_servers import Servers, Url
+from gateway.brokers.redis_sweep import Sweep
+from gateway.brokers.redis_writer import Writer
 from gateway.errors import Problem
 from gateway.message import Draft, partition_of
 from gateway.settings import ConfigError, Settings
@@ -24,11 +26,10 @@ from gateway.settings import ConfigError, Settings
 log = logging.getLogger("ringcast.redis")
 
 PING = 1.0  # seconds of silence after which a live connection is asked for a sign of life
-BATCH = 200  # publishes that share a pipeline
-QUEUE = 10_000  # that wait for one at most
-PATIENCE = 5.0  # seconds that a publish waits at most, also where the store answers but never settles
 CHECKED = 256  # partitions that share one
 GRACE = 1.0  # seconds that a message may take from the store to here before it counts as lost
+AGREE = 5.0  # seconds between two looks whether another node has brought another policy
+SWEEP = 1.0  # seconds between two looks for keys whose time is over
 BACKOFF = 2.0  # seconds between two attempts to reach the store, at most
 
 
@@ -41,17 +42,25 @@ class RedisBroker:
         self.url = Url.parse(settings.broker)
         self.names = store.Names(self.url.prefix, settings.partitions)
         self._servers = Servers(self.url, WITHIN)
-        self._calls = Calls(self._servers.client)
+        self._calls = Calls(self._servers, self._on_replica)
         self._chain: Chain | None = None
         self._started = asyncio.Event()
         self._connected = False
         self._live: dict[Address, LiveConnection] = {}
         self._at: dict[int, Address] = {}  # where each followed partition is listened to
         self._homeless: set[int] = set()
+        self._replica = False  # a server that was asked to write is no master any more
         self._nudged = asyncio.Event()
-        self._queue: list[tuple[Draft, asyncio.Future[Receipt]]] = []
-        self._flushing: asyncio.Task[None] | None = None
+        self.policies = RedisPolicies(settings, self.names, self._servers.client, self._calls)
+        self._writer = Writer(settings, self.names, self._servers, self._calls, lambda: self.chain, self._ask,
+                              self.policies, lambda channel: self._sweep.crowd(channel))  # fmt: skip
+        self._sweep = Sweep(self.names, self._servers.client, self._calls, self.policies.of, self._writer.publish)
+        self.counts = Counts()
+        self.publish_all, self.publish_now = self._writer.publish_all, None
+        self.ids_used: Callable[[], int] = lambda: self._writer.ids.bytes
+        self.homes: Callable[[], Collection[int]] = lambda: range(settings.partitions)
         self._asking = asyncio.Lock()  # an answer is about the claims that were made last
+        self._placing = asyncio.Lock()  # one connection to each server, which is watched: whoever comes first opens it
 
     @classmethod
     def open(cls, settings: Settings) -> RedisBroker:
@@ -77,14 +86,22 @@ class RedisBroker:
         try:
             await self._claim()
         except AWAY as error:
+            if (why := refusal(error)) is not None:
+                raise ConfigError(f"broker: Redis does not let this node in: {why}") from None
             log.warning("the store does not answer yet: %s", error)
 
     async def _claim(self) -> None:
         """What a node must agree on with the store and every other node. Raises ConfigError."""
         client: Any = self._servers.client
-        meta = f"{self.url.prefix}:meta"
+        meta = self.names.meta
+        await client.hsetnx(meta, "format", store.FORMAT)
         await client.hsetnx(meta, "partitions", self.settings.partitions)
-        partitions = int(await client.hget(meta, "partitions"))
+        form, partitions = await client.hget(meta, "format"), int(await client.hget(meta, "partitions"))
+        if form != store.FORMAT:
+            raise ConfigError(
+                f"broker: this store is kept in format {form.decode()} and this release reads format"
+                f" {store.FORMAT.decode()}: upgrade this node, or set another prefix in the broker's URL"
+            )
         if partitions != self.settings.partitions:
             raise ConfigError(
                 f"partitions: this deployment has {partitions} and this node {self.settings.partitions}; messages"
@@ -97,6 +114,7 @@ class RedisBroker:
                     f"broker: Redis has maxmemory-policy {found['maxmemory_policy']} and would drop messages in"
                     " silence: set it to noeviction"
                 )
+        await self.policies.agree()
 
     # ---------------------------------------------------------------- live
 
@@ -104,44 +122,61 @@ class RedisBroker:
         self._chain = Chain(events)
         self._started.set()
         attempts = 0
+        sweeping = asyncio.create_task(self._keep_sweeping(), name="redis sweep")
         try:
             while True:
                 began = asyncio.get_running_loop().time()
+                moved = asyncio.create_task(self._servers.moved(), name="redis master")
                 try:
-                    await self._listen()
+                    await self._listen(moved)
                 except AWAY as error:
                     log.warning("the connection to Redis is lost: %s", error or type(error).__name__)
+                except ConfigError as error:
+                    log.error("the store cannot be used any more: %s", error)
+                except Exception:  # of a library, or a fault of ours: a node that listens no more helps nobody
+                    log.exception("the reader of Redis failed, and begins anew")
                 finally:
+                    moved.cancel()
+                    self.counts.disconnects += self._connected
                     self._connected = False
                     for live in self._live.values():
                         live.close()
                     self._live.clear()
                     self._at.clear()
-                if asyncio.get_running_loop().time() - began > 10:
-                    attempts = 0
-                attempts += 1
+                raise_if_cancelled()
+                attempts = 1 if asyncio.get_running_loop().time() - began > 10 else attempts + 1
                 await asyncio.sleep(random.uniform(0, min(BACKOFF, 0.05 * 2**attempts)))  # noqa: S311
                 with suppress(*AWAY):
                     async with asyncio.timeout(WITHIN):
                         await self._servers.refresh()
         finally:
+            sweeping.cancel()
+            await asyncio.gather(sweeping, return_exceptions=True)
             self._started.clear()
             self._chain = None
 
-    async def _listen(self) -> None:
+    async def _listen(self, moved: asyncio.Task[None]) -> None:
         """Connect, subscribe, check; then see to it that all of it stays so. Ends by raising."""
         chain, loop = self.chain, asyncio.get_running_loop()
+        self._replica = False
+        await self._claim()
         await self._calls.load()
         await self._place(chain.followed)
         chain.suspect(chain.followed)
-        await self._ask(chain.due)
+        await self._ask({*chain.due, *chain.known})  # what it published elsewhere may be gone just as well
         self._connected = True
-        overdue_at = loop.time() + GRACE
+        overdue_at = agree_at = loop.time() + GRACE
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(GRACE / 4):
                     await self._nudged.wait()
             self._nudged.clear()
+            raise_if_cancelled()  # which redis-py may have answered by trying once more, with success
+            if moved.done():
+                moved.result()  # it failed by no fault of the store's
+                raise LiveError("the Sentinels name another master")
+            if self._replica:
+                raise LiveError("the server has become a replica")
             self._stay_alive(loop.time())
             if self._homeless:
                 lost, self._homeless = self._homeless, set()
@@ -151,6 +186,9 @@ class RedisBroker:
             if loop.time() >= overdue_at:
                 chain.overdue()
                 overdue_at = loop.time() + GRACE
+            if loop.time() >= agree_at:
+                agree_at = loop.time() + AGREE
+                await self.policies.agree()
             if chain.due:
                 await self._ask(chain.due)
 
@@ -173,18 +211,27 @@ class RedisBroker:
         if not groups and not self._live and not self._servers.sharded:
             groups = {next(iter((await self._servers.place([0])).values())): []}  # to know that the store is there
         for address, group in groups.items():
-            if address not in self._live:
-                self._live[address] = await LiveConnection.open(
-                    address, self._servers.sharded, self._on_payload, self._on_lost, WITHIN
-                )
+            async with self._placing:
+                if address not in self._live:
+                    self._live[address] = await LiveConnection.open(
+                        address, self._servers.sharded, self._on_payload, self._on_lost, WITHIN
+                    )
             await self._live[address].subscribe([self.names.subject(p) for p in group], WITHIN)
             self._at.update(dict.fromkeys(group, address))
 
     def _on_payload(self, subject: bytes, payload: bytes) -> None:
-        chain = self.chain
-        chain.frame(store.decode_frame(self.names.partition_of_subject[subject], payload))
+        chain, partition = self.chain, self.names.partition_of_subject[subject]
+        try:
+            chain.frame(store.decode_frame(partition, payload))
+        except ValueError as error:  # whatever it was, it was missed
+            log.error("a live message cannot be read, and counts as lost: upgrade this node (%s)", error)
+            chain.suspect([partition])
         if chain.due:
             self._nudged.set()
+
+    def _on_replica(self) -> None:
+        self._replica = True
+        self._nudged.set()
 
     def _on_lost(self, subject: bytes) -> None:
         partition = self.names.partition_of_subject[subject]
@@ -205,7 +252,8 @@ class RedisBroker:
             await self._ask(new)
         except AWAY as error:
             for partition in new:
-                chain.end(partition)
+                if chain.watermark(partition) == UNKNOWN:  # else it is followed, and stays so over a reconnect
+                    chain.end(partition)
             raise away(error) from error
 
     async def unsubscribe(self, partitions: Collection[int]) -> None:
@@ -241,78 +289,16 @@ class RedisBroker:
             if isinstance(answer, Exception):
                 raise answer
             top, history = int(answer[0]), answer[1].decode()
+            self.counts.losses += answer[2] == b"1"
             if live and answer[2] == b"0":
                 chain.reported(partition, top, history)
             else:
                 chain.answered(partition, top, history)
 
-    # ---------------------------------------------------------------- publishing
+    # ---------------------------------------------------------------- publishing and reading
 
     async def publish(self, draft: Draft) -> Receipt:
-        """What is published at the same time shares a pipeline."""
-        if len(self._queue) >= QUEUE:
-            raise Problem("unavailable", "Too many publishes wait for the store: try again soon", retry_after=1)
-        future: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
-        self._queue.append((draft, future))
-        if self._flushing is None or self._flushing.done():
-            self._flushing = asyncio.create_task(self._flush(), name="redis publisher")
-        try:
-            async with asyncio.timeout(PATIENCE):
-                return await future
-        except TimeoutError as error:
-            raise away(error) from error
-
-    async def _flush(self) -> None:
-        await asyncio.sleep(0)  # everything of this turn of the loop comes along
-        while self._queue:
-            batch, self._queue = self._queue[:BATCH], self._queue[BATCH:]
-            batch = [(draft, future) for draft, future in batch if not future.done()]  # else nobody waits any more
-            try:
-                await self._publish(batch)
-            except Exception as error:  # told to each publisher, and to nobody twice
-                problem = away(error) if isinstance(error, AWAY) else error
-                if isinstance(error, AWAY):  # whoever queued behind it does not find out one batch at a time
-                    batch, self._queue = batch + self._queue, []
-                for _, future in batch:
-                    if not future.done():
-                        future.set_exception(problem)
-
-    async def _publish(self, batch: list[tuple[Draft, asyncio.Future[Receipt]]]) -> None:
-        chain, settings = self.chain, self.settings
-        places = [partition_of(draft.channel, settings.partitions) for draft, _ in batch]
-        calls = []
-        for (draft, _), partition in zip(batch, places, strict=True):
-            keys, arguments = store.publish_call(
-                self.names, partition, draft, settings.policy(draft.channel), chain.history(partition),
-                settings.idempotency_window, self._servers.sharded,
-            )  # fmt: skip
-            calls.append((store.PUBLISH, keys, arguments))
-        again: list[tuple[Draft, asyncio.Future[Receipt]]] = []
-        strangers: set[int] = set()
-        for (draft, future), partition, answer in zip(batch, places, await self._calls.run(calls), strict=True):
-            if future.done():
-                continue
-            try:
-                if isinstance(answer, Exception):
-                    raise answer
-                found = store.receipt(draft, answer)
-            except Problem as problem:
-                future.set_exception(problem)
-            except RedisError as error:
-                future.set_exception(away(error))
-            else:
-                if found is None:  # another server process: what is gone must be told before its place is taken
-                    strangers.add(partition)
-                    again.append((draft, future))
-                else:
-                    receipt, history = found
-                    chain.acknowledged(partition, receipt.offset, history)
-                    future.set_result(receipt)
-        if strangers:
-            await self._ask(strangers)
-            self._queue[:0] = again
-
-    # ---------------------------------------------------------------- reading
+        return await self._writer.publish(draft)
 
     async def read(self, channel: str, since: int, limit: int) -> Page:
         page, history = await self._page(channel, since, limit)
@@ -332,21 +318,35 @@ class RedisBroker:
         return False
 
     async def _page(self, channel: str, since: int, limit: int) -> tuple[Page, str]:
-        policy, names = self.settings.policy(channel), self.names
-        partition = partition_of(channel, self.settings.partitions)
+        names, partition = self.names, self.partition(channel)
+        latest = self.policies.of(channel).slow == "latest"
         stream = names.log(partition, channel)
-        pipeline: Any = self._servers.client.pipeline(transaction=True)
-        self._tell_time(pipeline, names.part(partition))
-        pipeline.hmget(names.part(partition), "floor", "top", "history")
-        pipeline.xrevrange(stream, f"{since}-0", "-", count=1)
-        pipeline.xrange(stream, f"({since}-0", "+", count=limit + 1)
-        if policy.slow == "latest":
-            pipeline.hgetall(names.keys(partition, channel))
-        (seconds, micros), part, held, after, *table = await self._calls.view(pipeline, self.names.part(partition))
-        now = int(seconds) * 1_000_000 + int(micros)
-        keys = table[0] if table else {}
-        page = store.page(channel, since, limit, self.settings.page_bytes, policy, now, part, held, after, keys)
-        return page, part[2].decode()
+
+        def ask(pipeline: Any) -> None:
+            self._ask_first(pipeline, partition)
+            pipeline.xrevrange(stream, f"{since}-0", "-", count=1)
+            pipeline.xrange(stream, f"({since}-0", "+", count=limit + 1)
+            if latest:
+                pipeline.hgetall(names.keys(partition, channel))
+
+        (seconds, micros), words, held, after, *table = await self._view(partition, ask)
+        part = store.decode_part(words)
+        if part.policy > self.policies.now.generation:  # written under a newer one than this node has heard of
+            await self._agree()
+            if latest != (self.policies.of(channel).slow == "latest"):
+                return await self._page(channel, since, limit)
+        floor, empty = self.policies.proven(channel, part, int(seconds) * 1_000_000 + int(micros))
+        page = store.page(
+            channel, since, limit, self.settings.page_bytes, latest, floor, empty, part.top, held, after,
+            table[0] if table else {},
+        )  # fmt: skip
+        return page, part.history
+
+    async def _agree(self) -> None:
+        try:
+            await self.policies.agree()
+        except AWAY as error:
+            raise away(error) from error
 
     async def snapshot(self, channel: str) -> Snapshot:
         snapshot, history = await self._snapshot(channel)
@@ -355,23 +355,46 @@ class RedisBroker:
         return snapshot
 
     async def _snapshot(self, channel: str) -> tuple[Snapshot, str]:
-        partition = partition_of(channel, self.settings.partitions)
-        pipeline: Any = self._servers.client.pipeline(transaction=True)
-        self._tell_time(pipeline, self.names.part(partition))
-        pipeline.hmget(self.names.part(partition), "floor", "top", "history")
-        pipeline.hgetall(self.names.keys(partition, channel))
-        (seconds, micros), part, table = await self._calls.view(pipeline, self.names.part(partition))
-        return store.snapshot(channel, int(seconds) * 1_000_000 + int(micros), part, table), part[2].decode()
+        partition = self.partition(channel)
 
-    def _tell_time(self, pipeline: Any, part: bytes) -> None:
-        """The store's clock, as the first answer of a view; on a cluster a key says whose."""
-        if self._servers.sharded:
-            pipeline.execute_command("EVAL", "return redis.call('TIME')", 1, part)
-        else:
-            pipeline.time()
+        def ask(pipeline: Any) -> None:
+            self._ask_first(pipeline, partition)
+            pipeline.hgetall(self.names.keys(partition, channel))
+
+        (seconds, micros), words, table = await self._view(partition, ask)
+        part = store.decode_part(words)
+        return store.snapshot(channel, int(seconds) * 1_000_000 + int(micros), part.top, table), part.history
+
+    async def _view(self, partition: int, ask: Callable[[Any], None]) -> list[Any]:
+        slot = partition * store.SLOTS // self.settings.partitions
+        return await self._calls.view(ask, self.names.part(partition), slot)
+
+    def _ask_first(self, pipeline: Any, partition: int) -> None:
+        """What each view begins with: the store's clock and the partition."""
+        pipeline.time()
+        pipeline.hmget(self.names.part(partition), *store.PART_FIELDS)
+
+    # ---------------------------------------------------------------- ending keys
+
+    async def sweep(self, partitions: Collection[int]) -> None:
+        """Publish the deletion of each key of these partitions whose time is over. Its home node does; two do no harm.
+
+        Raises Problem `unavailable`.
+        """
+        try:
+            await self._sweep.sweep(partitions)
+        except AWAY as error:
+            raise away(error) from error
+
+    async def _keep_sweeping(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP)
+            if self._connected:
+                try:
+                    await self.sweep(self.homes())
+                except Problem as problem:
+                    log.warning("keys whose time is over stay a little longer: %s", problem)
 
     async def close(self) -> None:
-        if self._flushing is not None:
-            self._flushing.cancel()
-            await asyncio.gather(self._flushing, return_exceptions=True)
+        await self._writer.close()
         await self._servers.close()

@@ -7,12 +7,15 @@ redis-py's own pub/sub costs ten times as much a message, and stays silent for e
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
 import hiredis
+
+log = logging.getLogger("ringcast.redis")
 
 OnFrame = Callable[[bytes, bytes], None]  # subject, payload
 
@@ -73,23 +76,28 @@ class LiveConnection(asyncio.Protocol):
         return connection
 
     async def subscribe(self, subjects: Iterable[bytes], within: float) -> None:
-        """Returns when the server has confirmed every subject."""
+        """Returns when the server has confirmed every subject. Raises LiveError or TimeoutError."""
         loop = asyncio.get_running_loop()
         if self.closed.done():
             raise LiveError("the connection to Redis has ended")
         asked = list(subjects)
         self._leaving.difference_update(asked)
         waiting = [self._confirm.setdefault(subject, loop.create_future()) for subject in asked]
-        for start in range(0, len(asked), 100):
-            self._send(b"SSUBSCRIBE" if self._sharded else b"SUBSCRIBE", *asked[start : start + 100])
-        async with asyncio.timeout(within):
-            await asyncio.gather(*waiting)
+        self._send_about(b"SSUBSCRIBE" if self._sharded else b"SUBSCRIBE", asked)
+        if not waiting:
+            return
+        # Not gather(): a wait that is given up would cancel what the next one for the same subject waits for.
+        done, late = await asyncio.wait(waiting, timeout=within)
+        for future in done:
+            future.result()
+        if late:
+            raise TimeoutError(f"{len(late)} subscriptions were not confirmed within {within:g} s")
 
     def unsubscribe(self, subjects: Iterable[bytes]) -> None:
         asked = list(subjects)
         self._leaving.update(asked)
         if asked and not self.closed.done():
-            self._send(b"SUNSUBSCRIBE" if self._sharded else b"UNSUBSCRIBE", *asked)
+            self._send_about(b"SUNSUBSCRIBE" if self._sharded else b"UNSUBSCRIBE", asked)
 
     def ping(self) -> None:
         """Ask for a sign of life; it shows in `heard_at`."""
@@ -107,9 +115,14 @@ class LiveConnection(asyncio.Protocol):
         self._transport.abort()
 
     def _send(self, *words: bytes) -> None:
-        parts = [b"*%d\r\n" % len(words)]
-        parts += [b"$%d\r\n%b\r\n" % (len(word), word) for word in words]
-        self._transport.write(b"".join(parts))
+        self._transport.write(_packed(words))
+
+    def _send_about(self, verb: bytes, subjects: list[bytes]) -> None:
+        """All in one write. A command about several shard channels may name those of one slot only."""
+        together = 1 if self._sharded else 100
+        self._transport.write(
+            b"".join(_packed((verb, *subjects[n : n + together])) for n in range(0, len(subjects), together))
+        )
 
     # ---------------------------------------------------------------- asyncio.Protocol
 
@@ -120,11 +133,15 @@ class LiveConnection(asyncio.Protocol):
         self.heard_at = asyncio.get_running_loop().time()
         reader, on_frame, kind = self._reader, self._on_frame, b"smessage" if self._sharded else b"message"
         reader.feed(data)
-        while (reply := reader.gets()) is not False:
-            if type(reply) is list and reply[0] == kind:
-                on_frame(reply[1], reply[2])
-            else:
-                self._other(reply)
+        try:
+            while (reply := reader.gets()) is not False:
+                if type(reply) is list and reply[0] == kind:
+                    on_frame(reply[1], reply[2])
+                else:
+                    self._other(reply)
+        except hiredis.ProtocolError as error:  # what is at the other end is no Redis
+            log.warning("no answer of a Redis server: %s", error)
+            self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.closed.done():
@@ -160,3 +177,9 @@ class LiveConnection(asyncio.Protocol):
             future = self._replies.pop(0)
             if not future.done():
                 future.set_result(reply)
+
+
+def _packed(words: Iterable[bytes]) -> bytes:
+    """A command as Redis reads it."""
+    parts = [b"$%d\r\n%b\r\n" % (len(word), word) for word in words]
+    return b"*%d\r\n%b" % (len(parts), b"".join(parts))

@@ -1,5 +1,6 @@
--- What both scripts begin with: the store's time, the history it writes, and the partition.
--- A partition is a hash: floor, top (offsets), history, takeovers ("history:top history:top ..." of the last 8).
+-- What scripts that touch a partition begin with: the store's time, the history it writes, and the partition.
+-- A partition is a hash: floor, top (offsets), history, takeovers ("history:top history:top ..." of the last 8), policy
+-- (which generation of the policies it was last written under), eras ("generation:top ..." of earlier ones, as takeovers).
 -- Offsets are microseconds below 2^53, which a double holds exactly.
 
 local function fixed(number) return string.format('%.0f', number) end
@@ -11,7 +12,7 @@ local now = time[1] * 1000000 + time[2]
 -- connection can outlive a change of role.
 local history = string.sub(string.match(redis.call('INFO', 'replication'), 'master_replid:(%x+)'), 1, 16)
 
-local held = redis.call('HMGET', KEYS[1], 'floor', 'top', 'history', 'takeovers')
+local held = redis.call('HMGET', KEYS[1], 'floor', 'top', 'history', 'takeovers', 'policy', 'eras')
 local floor, top, takeovers = tonumber(held[1]), tonumber(held[2]), held[4] or ''
 if not top then
   floor, top = now, now

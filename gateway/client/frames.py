@@ -11,6 +11,7 @@ import msgspec
 from gateway.message import decode_cursor, encode_cursor
 
 MAX_CURSOR = 1 << 20  # bytes; far above what a session of 1,000 channels needs
+MEANWHILE = 10_000  # offsets of a channel remembered while a connection is opened; what is above may come twice
 
 
 class Message(msgspec.Struct, frozen=True, dict=True, tag="message", tag_field="type"):
@@ -56,10 +57,14 @@ class Unsubscribed(msgspec.Struct, frozen=True, tag="unsubscribed", tag_field="t
 class Position(msgspec.Struct, frozen=True):
     channel: str
     offset: int
+    recovered: bool = False
 
 
 class Welcome(msgspec.Struct, frozen=True, tag="welcome", tag_field="type"):
     heartbeat_ms: int = 15_000
+    node: str | None = None
+    partition: int | None = None
+    home: str | None = None
     channels: list[Position] = []
 
 
@@ -132,6 +137,8 @@ class Positions:
     def __init__(self, cursor: str | None = None) -> None:
         """Raises ValueError for a malformed cursor."""
         self._offsets = decode_cursor(cursor, MAX_CURSOR) if cursor is not None else {}
+        self._meanwhile: dict[str, set[int]] = {}  # by channel: what came while another connection was opened
+        self._last: dict[str, int] = {}  # and the highest of them
 
     def __bool__(self) -> bool:
         return bool(self._offsets)
@@ -140,21 +147,29 @@ class Positions:
     def cursor(self) -> str:
         return encode_cursor(self._offsets)
 
-    def take(self, frame: Frame) -> Event | None:
-        """Move on by a frame; returns it when it is for the application, which sees no message twice."""
+    def take(self, frame: Frame, *, beside: bool = False) -> Event | None:
+        """Move on by a frame; returns it when it is for the application, which sees no message twice.
+
+        `beside` while another connection is opened beside the one that it came on. That one presents where we are now,
+        and where it begins with a reset, it goes back to there: what has come meanwhile comes again.
+        """
         if isinstance(frame, Message):
             if frame.offset <= self._offsets.get(frame.channel, -1):
                 return None
             self._offsets[frame.channel] = frame.offset
-            return frame
+            return None if self._came_meanwhile(frame.channel, frame.offset, beside) else frame
         if isinstance(frame, Reset):
             self._offsets[frame.channel] = frame.offset
             return frame
         if isinstance(frame, Unsubscribed):
-            self._offsets.pop(frame.channel, None)
+            for known in (self._offsets, self._meanwhile, self._last):
+                known.pop(frame.channel, None)
             return frame
         if isinstance(frame, Welcome):
-            self._offsets.update((at.channel, at.offset) for at in frame.channels)
+            for at in frame.channels:
+                # A connection that was opened beside another presented what that one has since moved on from.
+                if not at.recovered or at.offset > self._offsets.get(at.channel, -1):
+                    self._offsets[at.channel] = at.offset
         elif isinstance(frame, Subscribed):
             self._offsets[frame.channel] = frame.offset
         elif isinstance(frame, Checkpoint | Ping | Goodbye) and frame.cursor:
@@ -162,3 +177,15 @@ class Positions:
             for channel, offset in decode_cursor(frame.cursor, MAX_CURSOR).items():
                 self._offsets[channel] = max(offset, self._offsets.get(channel, 0))
         return None
+
+    def _came_meanwhile(self, channel: str, offset: int, beside: bool) -> bool:
+        seen = self._meanwhile.get(channel)
+        again = seen is not None and offset in seen
+        if beside:
+            seen = self._meanwhile.setdefault(channel, set())
+            if len(seen) < MEANWHILE:
+                seen.add(offset)
+                self._last[channel] = max(offset, self._last.get(channel, 0))
+        elif seen is not None and offset >= self._last[channel]:
+            del self._meanwhile[channel], self._last[channel]
+        return again

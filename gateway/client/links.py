@@ -1,12 +1,15 @@
 """One class per transport. Each opens a session, gives its frames as they come and tells by Ended why it is over.
 
-The token travels in the Authorization header. No link follows redirects, so it goes nowhere but to the URL's own host.
+The token travels in the Authorization header. No link follows redirects, so it goes nowhere but to the gateway's own
+hosts (`place.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
+import ssl
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -18,7 +21,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 from websockets.typing import Subprotocol
 
-from gateway.client.frames import Answer, Checkpoint, Frame, decode_frame
+from gateway.client.frames import Answer, Checkpoint, Frame, Welcome, decode_frame
+from gateway.client.place import HOME_WITHIN, Place
 from gateway.client.reconnect import Ended
 from gateway.client.stream import Events
 from gateway.errors import BAD_REQUEST, FORBIDDEN, KINDS, RATE_LIMITED, SERVER_ERROR, TOO_LARGE, UNAUTHORISED
@@ -36,9 +40,10 @@ _wire_log.setLevel(logging.INFO)
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """What a session is opened with."""
+    """What a session is opened with; `url` is one that `place` gave."""
 
     url: str
+    place: Place
     token: str | None
     channels: tuple[str, ...]
     cursor: str | None
@@ -48,15 +53,35 @@ class Opening:
     def headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.token}"} if self.token else {}
 
+    @property
+    def partition(self) -> dict[str, int]:
+        """What belongs into the query of every address, whatever else is POSTed, for proxies that place us by it."""
+        return {} if self.place.partition is None else {"p": self.place.partition}
+
     def fields(self) -> dict[str, Any]:
         fields = {"channels": list(self.channels), "cursor": self.cursor, "since": self.since}
         return {name: value for name, value in fields.items() if value}
 
 
+def tls(url: str) -> ssl.SSLContext | None:
+    """What connections to this address are encrypted with, if they are."""
+    return _certificates() if url.startswith("https:") else None
+
+
+@functools.cache
+def _certificates() -> ssl.SSLContext:
+    """The system's, for all: they cost 20 ms and a megabyte to load."""
+    return httpx.create_ssl_context()
+
+
 class Link(Protocol):
-    """A connection over one transport; `silence` is how long it may say nothing, None for twice the heartbeat."""
+    """A connection over one transport; `silence` is how long it may say nothing, None for twice the heartbeat.
+
+    `at` is the address it spoke to last.
+    """
 
     name: ClassVar[str]
+    at: str
     silence: float | None
 
     async def open(self, opening: Opening) -> None: ...
@@ -79,15 +104,17 @@ class WebSocketLink:
         self._socket: ClientConnection | None = None
 
     async def open(self, opening: Opening) -> None:
-        query = urlencode(opening.fields() | {"channels": ",".join(opening.channels)})
+        self.at = opening.url
+        query = urlencode(opening.fields() | {"channels": ",".join(opening.channels)} | opening.partition)
         longest = encode_cursor(dict.fromkeys(opening.channels, MAX_OFFSET))
         framed = max(len(query), len(longest)) > MAX_QUERY and opening.token is not None
-        address = "ws" + opening.url.removeprefix("http") + "/v1/ws" + ("" if framed else f"?{query}")
+        query = urlencode(opening.partition) if framed else query
+        address = "ws" + opening.url.removeprefix("http") + "/v1/ws" + f"?{query}".rstrip("?")
         try:
             self._socket = await _Connect(
                 address, additional_headers={} if framed else opening.headers, compression=None,
                 subprotocols=[Subprotocol("ringcast.v1")], open_timeout=OPEN_WITHIN, close_timeout=1,
-                ping_interval=None, max_size=MAX_FRAME, logger=_wire_log,
+                ping_interval=None, max_size=MAX_FRAME, logger=_wire_log, ssl=tls(opening.url),
             )  # fmt: skip
             if framed:
                 connect_frame = {"type": "connect", "token": opening.token, **opening.fields()}
@@ -128,8 +155,11 @@ class StreamLink:
         self._response: httpx.Response | None = None
 
     async def open(self, opening: Opening) -> None:
+        self.at = opening.url
         headers = opening.headers | {"Accept": "text/event-stream"}
-        request = self._http.build_request("POST", opening.url + "/v1/sse", json=opening.fields(), headers=headers)
+        request = self._http.build_request(
+            "POST", opening.url + "/v1/sse", params=opening.partition, json=opening.fields(), headers=headers
+        )
         try:
             async with asyncio.timeout(OPEN_WITHIN):
                 self._response = response = await self._http.send(request, stream=True)
@@ -161,7 +191,10 @@ class StreamLink:
 
 
 class PollLink:
-    """Long polls, one after another; the first asks without waiting, to see whether it gets through."""
+    """Long polls, one after another; the first at an address asks without waiting, to see whether it gets through.
+
+    Each goes to where this client belongs by then. A home that fails one is left for the address that was given.
+    """
 
     name: ClassVar[str] = "poll"
     silence: float | None = WAIT + OPEN_WITHIN
@@ -170,15 +203,33 @@ class PollLink:
         self._http = http
 
     async def open(self, opening: Opening) -> None:
-        self._opening = opening
+        self._opening, self.at = opening, opening.url
         self._fields = opening.fields()
         self._wait, self._pause = 0.0, 0.0
 
     async def receive(self) -> Iterable[Frame]:
         await asyncio.sleep(self._pause)
+        place = self._opening.place
+        if place.now != self.at:
+            self.at, self._wait = place.now, 0.0
+        if self.at == place.url:
+            return await self._poll()
+        try:
+            async with asyncio.timeout(self._wait + HOME_WITHIN):
+                return await self._poll()
+        except TimeoutError:
+            place.leave(self.at)
+        except Ended as end:
+            place.leave(self.at, end.code)
+        self._pause = 0.0
+        return ()
+
+    async def _poll(self) -> list[Frame]:
+        opening = self._opening
         try:
             response = await self._http.post(
-                self._opening.url + "/v1/poll", json=self._fields | {"wait": self._wait}, headers=self._opening.headers,
+                self.at + "/v1/poll", params=opening.partition, json=self._fields | {"wait": self._wait},
+                headers=opening.headers,
             )  # fmt: skip
         except httpx.RequestError as error:
             raise _failed(error) from None
@@ -187,7 +238,7 @@ class PollLink:
         self._wait = WAIT
         self._pause = _number(response.headers.get("ringcast-poll-interval"))
         self.silence = WAIT + OPEN_WITHIN + self._pause
-        return frames
+        return [*_placed(response.headers), *frames]
 
     async def close(self) -> None:
         """There is nothing to close between two polls, and one under way was closed when it was cancelled."""
@@ -217,6 +268,13 @@ def answered(status: int, headers: Mapping[str, str], body: bytes) -> Ended:
         named = {401: UNAUTHORISED, 403: FORBIDDEN, 413: TOO_LARGE, 429: RATE_LIMITED}
         code = named.get(status, BAD_REQUEST if status < 500 else SERVER_ERROR)
     return Ended(problem.detail or problem.code, code=code, wait=wait)
+
+
+def _placed(headers: httpx.Headers) -> list[Frame]:
+    """What a welcome would say of where this client belongs."""
+    partition = headers.get("ringcast-partition", "")
+    number = int(partition) if partition.isdecimal() and len(partition) < 10 else None
+    return [Welcome(node=headers.get("ringcast-node"), partition=number, home=headers.get("ringcast-home"))]
 
 
 def _polled(response: httpx.Response) -> tuple[list[Frame], str]:

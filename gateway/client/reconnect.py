@@ -64,6 +64,15 @@ class Reconnect:
     def open(self) -> bool:
         return self._opened is not None
 
+    @property
+    def settled(self) -> bool:
+        """Whether the connection has lasted so long that a goodbye need not be one that everybody gets who comes."""
+        return self._opened is not None and self._clock() - self._opened >= FIRST
+
+    def soon(self) -> float:
+        """The seconds until the next attempt beside a connection that still receives."""
+        return self._jitter() * FIRST
+
     def opened(self) -> None:
         """A first frame came through."""
         self._opened = self._clock()

@@ -10,9 +10,14 @@ MAX_EVENT = 8 << 20  # bytes; a message has 64 KiB unless the gateway's settings
 
 
 class Events:
-    """Cuts a stream into frames. Lines end at CR LF, LF or CR, and nowhere else."""
+    """Cuts a stream into frames. Lines end at CR LF, LF or CR, and nowhere else.
+
+    `last_id` is what an EventSource would come back with, `retry` the seconds it would wait before; None until told.
+    """
 
     def __init__(self) -> None:
+        self.last_id: str | None = None
+        self.retry: float | None = None
         self._rest = b""
         self._data: list[bytes] = []
         self._id: str | None = None
@@ -39,11 +44,15 @@ class Events:
             self._data.append(value)
         elif name == b"id":
             self._id = value.decode()
+        elif name == b"retry" and value.isdigit():
+            self.retry = int(value) / 1000
 
     def _dispatch(self) -> Iterator[Frame]:
         """The frame first: the cursor beside it holds its position already."""
         data, self._data = self._data, []
         cursor, self._id = self._id, None
+        if cursor is not None:
+            self.last_id = cursor
         frame = decode_frame(b"\n".join(data)) if data else None
         if frame is not None:
             yield frame

@@ -19,6 +19,16 @@ export interface Message<Data = unknown> {
   deleted?: true;
 }
 
+/**
+ * The `data` of the messages of `presence:<channel>`: who is subscribed there. The event is `join`, `update` or
+ * `leave`, the key is the user, and a `leave` is `deleted`. With `snapshot: true` the members come first.
+ */
+export interface Member<Info = unknown> {
+  user: string;
+  /** The `info` claim of the user's newest token. */
+  info: Info | null;
+}
+
 /** Messages of this channel may be missing before `offset`: load the channel's state anew. What follows is whole. */
 export interface Reset {
   type: "reset";
@@ -63,6 +73,16 @@ export interface Status {
   reason?: string;
 }
 
+/** Where this client is, and where it is best placed. */
+export interface Placement {
+  /** The name of the node that was heard of last. */
+  node?: string;
+  /** Of the token's user. */
+  partition?: number;
+  /** The address of the node that this client connects to next time, where that is another one. */
+  home?: string;
+}
+
 export interface Options {
   /**
    * The bearer token, or what gets one: called before the first connect and whenever the gateway says that the token
@@ -75,12 +95,19 @@ export interface Options {
   cursor?: string;
   /** Where to begin without a position: `latest` (the default), `earliest`, a duration such as `15m`, or RFC 3339. */
   since?: string;
-  /** Ask for the snapshot of every channel when it is subscribed. */
+  /** Ask for the snapshot of every channel that is a table, whatever `since` says, when it is subscribed. */
   snapshot?: boolean;
   /** Which transports to use, the best first; all four by default. A class of one's own must behave as a `Link`. */
   transports?: (TransportName | LinkClass)[];
   /** For gateways that read a cookie: `include` where the gateway is of another site. Default `same-origin`. */
   credentials?: RequestCredentials;
+  /** The user's partition, where the page knows it before the gateway has said it; proxies place the client by it. */
+  partition?: number;
+  /**
+   * Hosts that the token may go to beside that of the gateway's URL and those below it, when a node names one of them as
+   * this client's home: names, or `*.` and a domain.
+   */
+  homes?: string[];
   /** Milliseconds until a better transport is tried again, doubling up to five minutes. Default 15,000. */
   upgradeAfter?: number;
 }
@@ -103,6 +130,7 @@ export interface Events {
   /** The gateway took a channel away, because the token no longer permits it. */
   unsubscribed: { channel: string };
   state: Status;
+  placement: Placement;
   /** A refusal that concerns one request or channel, a stop, or a token callback that failed. */
   error: RingcastError;
 }
@@ -118,6 +146,7 @@ export class Ringcast {
   readonly cursor: string;
   readonly status: Status;
   readonly channels: string[];
+  readonly placement: Placement;
   on<Name extends keyof Events>(event: Name, listener: (detail: Events[Name]) => void): () => void;
   subscribe(channel: string, options?: { since?: string }): void;
   unsubscribe(channel: string): void;
@@ -134,6 +163,7 @@ export interface Wanted {
   cursor: string;
   since?: string;
   snapshot?: boolean;
+  partition?: number;
 }
 
 /** Why a link ended. With a `code` it is the gateway's own word; without one nobody said why. */

@@ -13,6 +13,7 @@
  */
 
 import { Line } from "./ringcast/line.js";
+import { Place } from "./ringcast/place.js";
 import { LongPollLink, PollLink } from "./ringcast/poll.js";
 import { Positions } from "./ringcast/positions.js";
 import { Requests, RingcastError, post, receiptOf } from "./ringcast/requests.js";
@@ -36,6 +37,7 @@ export class Ringcast {
   #requests = new Requests();
   #token;
   #line;
+  #placement = {};
   #status = { state: "connecting", transport: null };
   #everOpened = false;
   #syncing = false;
@@ -47,7 +49,7 @@ export class Ringcast {
    * @param {import("./ringcast.d.ts").Options} [options]
    */
   constructor(url = new URL("..", import.meta.url), options = {}) {
-    const { channels = [], since, cursor, token, credentials = "same-origin", upgradeAfter } = options;
+    const { channels = [], since, cursor, token, credentials = "same-origin" } = options;
     this.#options = options;
     this.#request = { url: new URL(url, globalThis.location?.href), credentials };
     this.#positions = new Positions(cursor);
@@ -56,7 +58,8 @@ export class Ringcast {
     this.#line = new Line(
       ladderOf(options.transports ?? LADDER),
       this.#token,
-      { ...this.#request, upgradeAfter },
+      new Place(this.#request.url, options),
+      { credentials, upgradeAfter: options.upgradeAfter },
       {
         wanted: () => this.#ask(),
         status: (status) => this.#tell(status),
@@ -81,13 +84,18 @@ export class Ringcast {
     return this.#status;
   }
 
+  /** The node that was heard of last, the user's partition, and the home that is elsewhere; see the event `placement`. */
+  get placement() {
+    return this.#placement;
+  }
+
   /** The channels asked for. */
   get channels() {
     return [...this.#wanted.keys()];
   }
 
   /**
-   * Listen for `message`, `reset`, `snapshot`, `unsubscribed`, `state` or `error`.
+   * Listen for `message`, `reset`, `snapshot`, `unsubscribed`, `state`, `placement` or `error`.
    * @returns {() => void} stops listening
    */
   on(event, listener) {
@@ -211,9 +219,10 @@ export class Ringcast {
     if (this.#requests.settle(frame) && frame.type !== "subscribed") return;
     switch (frame.type) {
       case "message":
-        if (this.#positions.take(frame)) this.#emit("message", frame);
+        if (this.#positions.take(frame, this.#line.opening)) this.#emit("message", frame);
         break;
       case "welcome":
+        this.#place(frame);
         for (const entry of frame.channels ?? []) {
           link.asked.add(entry.channel); // some come without asking
           this.#begin(entry);
@@ -236,6 +245,14 @@ export class Ringcast {
         break;
       default: // ping, checkpoint, goodbye; what a newer gateway may send beyond that is not needed
         this.#positions.advance(frame.cursor);
+    }
+  }
+
+  #place({ node, partition, home }) {
+    const before = this.#placement;
+    this.#placement = { node, partition, home };
+    if (before.node !== node || before.partition !== partition || before.home !== home) {
+      this.#emit("placement", this.#placement);
     }
   }
 

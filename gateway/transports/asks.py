@@ -11,13 +11,14 @@ import msgspec
 
 from gateway.auth import Identity
 from gateway.errors import Problem
-from gateway.message import MAX_OFFSET, check_channel, check_positions, clip, decode_cursor, encode_cursor
+from gateway.message import MAX_OFFSET, check_channel, check_positions, clip, decode_cursor, encode_cursor, namespace
 from gateway.session import Ask
 from gateway.settings import Settings, seconds
 
 URL_CURSOR = 4 << 10  # bytes of a cursor in a URL or header: what proxies let through
 URL_QUERY = 7 << 10
 BODY = 64 << 10  # bytes of a POSTed body or a connect frame
+WAIT = 25.0  # seconds that a poll waits unless it says so
 
 
 class Wanted(msgspec.Struct, forbid_unknown_fields=True):
@@ -27,7 +28,7 @@ class Wanted(msgspec.Struct, forbid_unknown_fields=True):
     cursor: str | None = None
     since: str | None = None
     snapshot: bool = False
-    wait: Annotated[float, msgspec.Meta(ge=0)] = 25.0  # seconds; polls only
+    wait: Annotated[float, msgspec.Meta(ge=0)] = WAIT  # seconds; polls only
 
 
 def from_query(query: Mapping[str, str], raw: str, last_event_id: str | None = None) -> Wanted:
@@ -35,13 +36,13 @@ def from_query(query: Mapping[str, str], raw: str, last_event_id: str | None = N
     if len(raw) > URL_QUERY:
         raise Problem("too_large", f"The query has {len(raw)} bytes, at most {URL_QUERY} are taken: POST it as JSON")
     channels = [channel for channel in query.get("channels", "").split(",") if channel]
-    if len(encode_cursor(dict.fromkeys(channels, MAX_OFFSET))) > URL_CURSOR:
+    if channels and len(encode_cursor(dict.fromkeys(channels, MAX_OFFSET))) > URL_CURSOR:
         raise Problem("too_many_channels", "A cursor of so many channels does not fit into a URL: POST them as JSON")
     snapshot = query.get("snapshot", "false")
     if snapshot not in ("true", "false", "1", "0"):
         raise Problem("bad_request", f"snapshot is true or false, not {clip(snapshot)}")
     try:
-        wait = seconds(query.get("wait", "25"))
+        wait = seconds(query["wait"]) if "wait" in query else WAIT
     except ValueError as error:
         raise Problem("bad_request", f"wait: {error}") from None
     cursor = last_event_id or query.get("cursor") or None
@@ -70,7 +71,7 @@ def asks(wanted: Wanted, identity: Identity, settings: Settings, cursor_limit: i
         detail = f"One session has {settings.max_channels} channels at most, not {len(channels)}"
         raise Problem("too_many_channels", detail)
     for channel in named:
-        permit(channel, identity)
+        permit(channel, identity, settings)
     positions: dict[str, int] = {}
     if wanted.cursor is not None:
         try:
@@ -78,25 +79,38 @@ def asks(wanted: Wanted, identity: Identity, settings: Settings, cursor_limit: i
         except ValueError as error:
             raise Problem("bad_cursor", _sentence(error)) from None
     since = parse_since(wanted.since)
-    return [ask(channel, positions.get(channel), since, wanted.snapshot) for channel in channels]
+    return [ask(channel, positions.get(channel), since, wanted.snapshot, settings) for channel in channels]
 
 
-def ask(channel: str, position: int | None, since: int | None, snapshot: bool) -> Ask:
-    """A position beats a time, and both beat a snapshot, which is for whoever has nothing yet."""
+def ask(channel: str, position: int | None, since: int | None, snapshot: bool, settings: Settings) -> Ask:
+    """A position beats all. Of a table a snapshot beats a time, so that one request may ask for both.
+
+    A snapshot is where the values since that time would have led, and those that did not change since are in it too.
+    """
     if position is not None:
         return Ask(channel, position)
-    if since is not None:
+    if since is not None and not (snapshot and settings.policy(channel).keyed):
         return Ask(channel, since, quiet=True)
     return Ask(channel, snapshot=snapshot)
 
 
-def permit(channel: str, identity: Identity) -> None:
-    """Raise Problem `bad_channel` or `forbidden` unless the identity may read the channel."""
+def permit(channel: str, identity: Identity, settings: Settings) -> None:
+    """Raise Problem `bad_channel`, `forbidden` or `no_presence` unless the identity may read the channel."""
     try:
         check_channel(channel)
     except ValueError as error:
         raise Problem("bad_channel", _sentence(error)) from None
     identity.check_read(channel)
+    if channel.startswith("presence:"):
+        check_presence(channel.partition(":")[2], settings)
+
+
+def check_presence(channel: str, settings: Settings) -> None:
+    """Raise Problem `no_presence` unless it is told who is there."""
+    if not settings.policy(channel).presence:
+        name = namespace(channel)
+        detail = f"Nobody is told who is in '{name}:' channels: set `[channels.{name}] presence = true`"
+        raise Problem("no_presence", detail, channel=channel)
 
 
 def check_offset(channel: str, offset: int) -> None:

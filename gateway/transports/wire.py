@@ -1,9 +1,22 @@
-"""What `ringcast serve` adds to ASGI for a connection; where another server runs the application, its `send` is all."""
+"""What connections through ASGI share: their place on the node, and what `ringcast serve` adds to `send`."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from contextlib import contextmanager
 from typing import Any
+
+from gateway.node import Node
+
+
+@contextmanager
+def connection(node: Node, transport: str, address: str) -> Iterator[None]:
+    """Count a connection for as long as it lasts. Raises Problem `draining`, `full`, `rate_limited`."""
+    node.admission.arrive(transport, address)
+    try:
+        yield
+    finally:
+        node.admission.gone(transport, address)
 
 
 def abort_of(scope: MutableMapping[str, Any], otherwise: Callable[[], Any]) -> Callable[[], Any]:

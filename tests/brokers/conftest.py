@@ -22,7 +22,7 @@ STORES = [
 
 
 @asynccontextmanager
-async def _opened(deployment: D) -> AsyncIterator[D]:
+async def opened(deployment: D) -> AsyncIterator[D]:
     await deployment.open()
     try:
         yield deployment
@@ -34,23 +34,31 @@ async def _opened(deployment: D) -> AsyncIterator[D]:
 async def store(request: pytest.FixtureRequest) -> AsyncIterator[Deployment]:
     """A deployment of each kind, with nothing in it."""
     deployment: Deployment = request.param()
-    async with _opened(deployment):
+    async with opened(deployment):
+        yield deployment
+
+
+@pytest.fixture(params=STORES[1:])
+async def remote(request: pytest.FixtureRequest) -> AsyncIterator[Deployment]:
+    """A deployment that is reached over connections."""
+    deployment: Deployment = request.param()
+    async with opened(deployment):
         yield deployment
 
 
 @pytest.fixture
 async def alone() -> AsyncIterator[NatsAlone]:
-    async with _opened(NatsAlone()) as deployment:
+    async with opened(NatsAlone()) as deployment:
         yield deployment
 
 
 @pytest.fixture
 async def in_memory() -> AsyncIterator[NatsInMemory]:
-    async with _opened(NatsInMemory()) as deployment:
+    async with opened(NatsInMemory()) as deployment:
         yield deployment
 
 
 @pytest.fixture
 async def cluster() -> AsyncIterator[NatsCluster]:
-    async with _opened(NatsCluster()) as deployment:
+    async with opened(NatsCluster()) as deployment:
         yield deployment

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
+import unicodedata
+from typing import Any
 
 import pytest
 
-from gateway.brokers.base import Broker
+from gateway.brokers.base import Broker, Receipt, Snapshot
 from gateway.errors import Problem
 from tests.support.broker_steps import NEWS, draft, follow, publish, read_all
-from tests.support.deployments import Deployment
+from tests.support.deployments import Deployment, expire
 
 # ---------------------------------------------------------------- publishing and hearing
 
@@ -24,6 +26,24 @@ async def test_messages_arrive_in_the_order_of_their_receipts(store: Deployment)
         assert not watcher.gaps()
 
 
+async def test_a_live_message_brings_its_trace_to_every_node(store: Deployment) -> None:
+    async with store.node() as (ann, heard), store.node() as (bob, also):
+        traces = [f"00-{n:032x}-{n:016x}-01" for n in (1, 2)]
+        for broker in (ann, bob):
+            await follow(broker, NEWS)
+        sent = [
+            await ann.publish(draft(id="7", principal="key:a", idempotent=True, trace=traces[0])),
+            await bob.publish(draft()),
+            await bob.publish(draft(NEWS, b'{"a":"b c"}', trace=traces[1])),
+        ]
+        again = await bob.publish(draft(id="7", principal="key:a", idempotent=True, trace=traces[1]))
+        assert again.duplicate, "a trace is no part of what a message says"
+        for watcher in (heard, also):
+            await watcher.knows(sent[-1].offset)
+            assert [message.trace for message in watcher.messages(NEWS)] == [traces[0], None, traces[1]]
+        assert (await read_all(ann, NEWS, sent[0].offset - 1))[0] == [receipt.offset for receipt in sent]
+
+
 async def test_concurrent_publishers_share_one_order(store: Deployment) -> None:
     async with store.node() as (ann, heard), store.node() as (bob, also):
         await follow(ann, NEWS)
@@ -35,6 +55,26 @@ async def test_concurrent_publishers_share_one_order(store: Deployment) -> None:
             await watcher.knows(offsets[-1])
             assert [message.offset for message in watcher.messages(NEWS)] == offsets
             assert not watcher.gaps()
+
+
+async def test_what_is_published_together_is_stored_in_its_order_and_each_is_told(store: Deployment) -> None:
+    async with store.node() as (broker, watcher):
+        channels = [f"topic:{number % 3}" for number in range(120)]
+        await follow(broker, *channels)
+        first = draft(channels[0], b"0", id="again", principal="ann", idempotent=True)
+        other = draft(channels[0], b"1", id="again", principal="ann", idempotent=True)
+        drafts = [first, *map(draft, channels), first, other, *map(draft, channels)]
+        found = await broker.publish_all(drafts)
+        assert [getattr(each, "code", None) for each in found] == [None] * 122 + ["id_reused"] + [None] * 120
+        repeated = found.pop(121)
+        assert repeated == Receipt(first.channel, found[0].offset, "again", duplicate=True)  # type: ignore[union-attr]
+        stored = [each for each in found if isinstance(each, Receipt)]
+        for channel in channels[:3]:
+            offsets = [each.offset for each in stored if each.channel == channel]
+            assert offsets == sorted(set(offsets))
+            await watcher.knows(offsets[-1])
+            assert [message.offset for message in watcher.messages(channel)] == offsets
+        assert not watcher.gaps()
 
 
 async def test_what_is_published_after_subscribing_is_never_missed(store: Deployment) -> None:
@@ -68,16 +108,36 @@ async def test_a_message_comes_back_as_it_went_in(store: Deployment) -> None:
             assert abs(message.time - time.time() * 1000) < 60_000
 
 
-@pytest.mark.parametrize("name", ["a", "x" * 200, "ünï.cødé>~$", "a.b.c", "a>b", "{tag}", "100%", "a:b:c", "🎉", '"\\'])
-async def test_odd_channel_names_are_just_names(store: Deployment, name: str) -> None:
-    channel, beside = f"topic:{name}", f"topic:{name[:-1]}="
+async def test_odd_channel_names_are_just_names(store: Deployment) -> None:
+    channels = [f"topic:{name}" for name in odd_names()]
     async with store.node() as (broker, watcher):
-        await follow(broker, channel, beside)
-        (offset,) = await publish(broker, channel)
-        await watcher.knows(offset)
-        assert [message.channel for message in watcher.messages(channel)] == [channel]
-        assert (await read_all(broker, channel, offset - 1))[0] == [offset]
-        assert (await read_all(broker, beside, offset - 1))[0] == []
+        await follow(broker, *channels)
+        offsets = dict(zip(channels, await publish(broker, *channels), strict=True))
+        for channel, offset in offsets.items():
+            await watcher.knows(offset)
+            assert [message.offset for message in watcher.messages(channel)] == [offset]
+            (message,) = (await broker.read(channel, offset - 1, 10)).messages
+            assert (message.channel, message.offset) == (channel, offset)
+        beside = f"topic:{'x' * 199}="
+        assert (await read_all(broker, beside, min(offsets.values()) - 1))[0] == []
+        assert not watcher.gaps()
+
+
+def odd_names() -> list[str]:
+    """What brokers have a meaning for, the longest ones, and a character of each kind that is printable."""
+    syntax = [
+        "a", ".", "..", ".a", "a.b.c", "a..b", "a.", ">", "a.>", "a>b", "~$", "$SYS.>", "$JS.API", "{tag}", "{}", "}{",
+        "100%", "%25", "a:b:c", "?", "[a-z]", "\\", '"\\', "'", "_", "-", "@", "!", "#", "\N{FULLWIDTH ASTERISK}",
+    ]  # fmt: skip
+    long = ["x" * 200, "x" * 199 + ".", "🎉" * 200, "." * 200]
+    kinds: dict[str, list[str]] = {}
+    for code in range(0x21, 0x30000):
+        character = chr(code)
+        if character.isprintable() and character not in " ,*":
+            kinds.setdefault(unicodedata.category(character), []).append(character)
+    assert len(kinds) >= 20
+    samples = ["".join(dict.fromkeys((each[0], each[len(each) // 2], each[-1]))) for each in kinds.values()]
+    return list(dict.fromkeys([*syntax, *long, *samples]))
 
 
 async def test_a_megabyte_passes(store: Deployment) -> None:
@@ -157,6 +217,43 @@ async def test_an_expired_position_is_refused(store: Deployment) -> None:
         assert not (await broker.read(NEWS, first - 1, 10)).continuous
 
 
+async def test_no_page_passes_over_what_expires_while_it_is_read(store: Deployment) -> None:
+    """Copies of a log let go of a message one after the other: where it is missing, its loss is told from the first."""
+    changes: dict[str, Any] = {"channels": {"default": {"history_ttl": 1}}, "idempotency_window": 1}
+    async with store.node(**changes) as (broker, _):
+
+        async def watch(channel: str) -> None:
+            offset, _ = await publish(broker, channel, channel)
+            async with asyncio.timeout(30):
+                while True:
+                    page = await broker.read(channel, offset - 1, 1)
+                    if not page.messages or page.messages[0].offset > offset:
+                        assert not page.continuous
+                        return
+                    await publish(broker, channel)  # which is when Redis trims
+
+        await asyncio.gather(*(watch(f"topic:{number}") for number in range(10)))
+
+
+async def test_a_channel_whose_messages_have_expired_shows_every_position_since(store: Deployment) -> None:
+    changes: dict[str, Any] = {"channels": {"default": {"history_ttl": 1}}, "idempotency_window": 1, "partitions": 1}
+    async with store.node(**changes) as (broker, watcher):
+        await follow(broker, NEWS)
+        old, *_ = await publish(broker, NEWS, "topic:other")
+        async with asyncio.timeout(20):
+            while (await broker.read(NEWS, 1, 1)).messages or time.time() * 1e6 < old + 2_000_000:
+                await asyncio.sleep(0.1)
+                await expire(store)
+        (here,) = await publish(broker, "topic:other")
+        await watcher.knows(here)
+        page = await broker.read(NEWS, here, 10)
+        assert (page.continuous, page.messages) == (True, [])
+        assert not (await broker.read(NEWS, old - 1, 10)).continuous
+        (new,) = await publish(broker, NEWS)
+        found, page = await read_all(broker, NEWS, here)
+        assert (page.continuous, found) == (True, [new])
+
+
 # ---------------------------------------------------------------- ids
 
 
@@ -207,6 +304,39 @@ async def test_a_snapshot_is_the_newest_value_of_each_key(store: Deployment) -> 
         found, page = await read_all(broker, "room:1", snapshot.offset)
         assert page.continuous
         assert found == [after]
+
+
+async def test_a_snapshot_is_the_state_of_its_position_while_others_write(store: Deployment) -> None:
+    written: list[tuple[int, str, bytes | None]] = []
+    snapshots: list[Snapshot] = []
+    ended = asyncio.Event()
+
+    async def keep_writing(broker: Broker, mine: int) -> None:
+        number = 0
+        while not ended.is_set():
+            number += 1
+            key, deleted = f"k{number % 3}", number % 7 == mine
+            data = b"null" if deleted else b'"%d.%d"' % (mine, number)
+            receipt = await broker.publish(draft("room:1", data, key=key, deleted=deleted))
+            written.append((receipt.offset, key, None if deleted else data))
+            await asyncio.sleep(0)  # a store of this process answers without a pause
+
+    async with store.node(**KEYED) as (ann, _), store.node(**KEYED) as (bob, _):
+        writers = [asyncio.create_task(keep_writing(broker, mine)) for mine, broker in enumerate((ann, bob, ann, bob))]
+        while len(snapshots) < 30:
+            snapshots.append(await (ann, bob)[len(snapshots) % 2].snapshot("room:1"))
+            have = len(written)
+            while len(written) < have + 5 and not any(writer.done() for writer in writers):  # noqa: ASYNC110
+                await asyncio.sleep(0)
+        ended.set()
+        await asyncio.gather(*writers)
+    assert snapshots[0].offset < snapshots[-1].offset
+    written.sort()
+    for snapshot in snapshots:
+        state = {key: data for offset, key, data in written if offset <= snapshot.offset}
+        held = {message.key: message.data for message in snapshot.messages}
+        assert held == {key: data for key, data in state.items() if data is not None}
+        assert all(message.offset <= snapshot.offset for message in snapshot.messages)
 
 
 async def test_keys_are_bounded(store: Deployment) -> None:

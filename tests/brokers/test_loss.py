@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
+from gateway.brokers.memory import MemoryBroker
 from tests.support.broker_steps import NEWS, check_until_done, follow, publish, publish_when_back, read_all
 from tests.support.deployments import Deployment
 
@@ -55,6 +58,7 @@ async def test_a_clean_restart_resets_nobody(store: Deployment) -> None:
         found, page = await read_all(broker, NEWS, offsets[0])
         assert page.continuous
         assert found == offsets[1:]
+        assert (broker.counts.losses, broker.counts.disconnects > 0) == (0, not isinstance(broker, MemoryBroker))
 
 
 async def test_a_wiped_store_refuses_every_old_position_and_issues_no_offset_twice(store: Deployment) -> None:
@@ -87,6 +91,7 @@ async def test_what_a_store_lost_is_refused_once_a_witness_has_told_it(store: De
             assert not (await broker.read(NEWS, since, 10)).continuous, since
         assert (await broker.read(NEWS, new[0], 10)).continuous
         assert watcher.gaps()
+        assert broker.counts.losses == 1
 
 
 async def test_a_witness_that_only_published_tells_too(store: Deployment) -> None:
@@ -106,3 +111,17 @@ async def test_a_store_that_comes_back_is_found_again_and_again(store: Deploymen
         for _ in range(3):
             await store.restart()
             await watcher.knows(await publish_when_back(broker, NEWS))
+
+
+@pytest.mark.parametrize("wiped", [False, True])
+async def test_offsets_are_issued_once_also_where_nobody_is_left_who_knew(store: Deployment, wiped: bool) -> None:
+    async with store.node() as (broker, _):
+        issued = await publish(broker, NEWS, "topic:other")
+        if not wiped:
+            await store.copy()
+        issued += await publish(broker, *[NEWS, "topic:other"] * 20)
+    await (store.wipe() if wiped else store.go_back())
+    async with store.node() as (broker, _):
+        again = [await publish_when_back(broker, channel) for channel in [NEWS, "topic:other"] * 20]
+    assert not set(again) & set(issued)
+    assert min(again) > max(issued)

@@ -10,6 +10,9 @@ import pytest
 
 from gateway.brokers.base import Broker
 from gateway.brokers.nats import NatsBroker
+from gateway.brokers.nats_api import Api
+from gateway.brokers.nats_lines import Claims
+from gateway.brokers.nats_link import Away
 from gateway.errors import Problem
 from tests.support.broker_steps import NEWS, draft, follow, publish, publish_when_back, read_all
 from tests.support.nats import NatsAlone, NatsCluster, NatsInMemory
@@ -154,7 +157,7 @@ async def test_leaders_that_step_down_under_load_lose_nothing(cluster: NatsClust
         publishers = [asyncio.create_task(keep_publishing()) for _ in range(10)]
         for _ in range(5):
             have = len(offsets)
-            await cluster.step_down(0)
+            await cluster.step_down("rc-l0")
             while len(offsets) < have + 50:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         done.set()
@@ -227,3 +230,29 @@ async def test_a_ttl_beyond_what_is_kept_is_refused(alone: NatsAlone) -> None:
     async with alone.node(**KEYED) as (broker, _):
         with pytest.raises(Problem, match="key_ttl"):
             await broker.publish(draft("room:1", key="k", ttl=3650 * 86400.0))
+
+
+async def test_partitions_that_answered_are_followed_though_another_did_not(
+    alone: NatsAlone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a cluster where one stream has no leader just then."""
+    async with alone.node() as (ann, _), alone.node() as (bob, watcher):
+        here, gone = ann.partition(NEWS), ann.partition("topic:other")
+        assert here != gone
+        lines = nats_of(bob).lines
+        check = lines.check
+
+        async def some(api: Api, number: int, claims: Claims) -> tuple[int, str]:
+            if number == gone:
+                raise Away("it has no leader")
+            return await check(api, number, claims)
+
+        monkeypatch.setattr(lines, "check", some)
+        with pytest.raises(Problem, match="it has no leader"):
+            await bob.subscribe([here, gone])
+        monkeypatch.undo()
+        assert [(kind, partition) for kind, partition, _ in watcher.told] == [("watermark", here)]
+        await watcher.knows((await publish(ann, NEWS))[0])
+        await bob.subscribe([gone])
+        await watcher.knows((await publish(ann, "topic:other"))[0])
+        assert not watcher.gaps()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import subprocess
 import time
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from gateway.brokers.nats import PUBLISH_WITHIN
 from gateway.errors import Problem
 from gateway.settings import ConfigError
 from tests.support.broker_steps import NEWS, draft, follow, publish, publish_when_back, read_all
+from tests.support.certificates import Certificate
 from tests.support.nats import NatsAlone, NatsCluster, NatsServer
 
 # ---------------------------------------------------------------- the store is away
@@ -122,6 +122,7 @@ async def test_one_replica_in_a_cluster_is_refused(cluster: NatsCluster) -> None
 async def test_a_cluster_keeps_three_replicas(cluster: NatsCluster) -> None:
     async with cluster.node() as (_, _), cluster.servers[0].client() as client:
         for family in "lk":
+            await cluster.leader(f"rc-{family}3")  # else nobody may answer yet
             answer = await client.request(f"$JS.API.STREAM.INFO.rc-{family}3", b"", timeout=5)
             config = json.loads(answer.data)["config"]
             assert (config["num_replicas"], config["allow_direct"], config["deny_purge"]) == (3, True, True)
@@ -165,17 +166,14 @@ async def test_a_password_lets_in_and_a_wrong_one_is_said(caplog: pytest.LogCapt
 
 
 async def test_tls_is_spoken_and_a_server_nobody_vouches_for_refused(tmp_path: Path) -> None:
-    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
-    options = "req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
-    openssl = ["openssl", *options.split(), "-keyout", str(key), "-out", str(certificate)]
-    await asyncio.to_thread(subprocess.run, openssl, check=True, capture_output=True)
+    certificate = await asyncio.to_thread(Certificate.make, tmp_path)
     alone = NatsAlone()
-    server = NatsServer(tls={"cert_file": str(certificate), "key_file": str(key)})
+    server = NatsServer(tls={"cert_file": certificate.file, "key_file": certificate.key})
     alone.servers = [server]
     await asyncio.to_thread(server.start)
     try:
         url = f"tls://127.0.0.1:{server.port}"
-        async with alone.node(broker=f"{url}/?tls_ca={certificate}") as (broker, watcher):
+        async with alone.node(broker=f"{url}/?tls_ca={certificate.file}") as (broker, watcher):
             await follow(broker, NEWS)
             await watcher.knows((await publish(broker, NEWS))[0])
         stranger = open_broker(alone.settings(broker=url))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from typing import Any
 
 import httpx
+import pytest
 
 from tests.support.forge import ISSUER, RSA, SECRET, signed
 from tests.support.gateway import Gateway
@@ -13,12 +15,13 @@ from tests.support.keys import API_KEY
 from tests.support.knock import DOORS, ask, knock, present, ticket
 
 
-async def test_no_secret_is_ever_logged() -> None:
+@pytest.mark.parametrize("log_format", ["text", "json"])
+async def test_no_secret_is_ever_logged(log_format: str) -> None:
     """Every way in, good and bad, at the most talkative level; also what no HTTP parser takes."""
     secrets: list[str] = [API_KEY, SECRET]
     settings: dict[str, Any] = {
         "jwt_hmac_key": SECRET, "jwt_issuer": ISSUER, "jwt_cookie": "session", "token_in_query": True,
-        "log_level": "debug", "jwks_url": "http://127.0.0.1:9/jwks.json",
+        "log_level": "debug", "jwks_url": "http://127.0.0.1:9/jwks.json", "log_format": log_format, "access_log": True,
     }  # fmt: skip
     with Gateway(**settings) as gateway:
         async with httpx.AsyncClient(base_url=gateway.url, trust_env=False) as http:
@@ -40,6 +43,8 @@ async def test_no_secret_is_ever_logged() -> None:
                     await knock(gateway, query=f"ticket={secrets[-1]}")
                     await ask(http, "poll", ticket=secrets[-1])
                     await ask(http, "poll", {"Authorization": f"Bearer {secrets[-1]}"})
+                await http.get(f"/{secrets[-1]}")
+                await http.get(f"/v1/jobs/{secrets[-1]}", params={"user": secrets[-1]})
             upgrade = "HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: upgrade\r\n"
             bearer = f"Authorization: Bearer {tokens[0]}\r\nSec-WebSocket-Protocol: bearer.{tokens[0]}\r\n\r\n"
             for broken in (
@@ -56,6 +61,10 @@ async def test_no_secret_is_ever_logged() -> None:
         stdout, _ = gateway.process.communicate(timeout=15)
         logged = stdout + gateway.ready_line + gateway.stderr
         assert "login from 127.0.0.1 failed" in logged  # it was talkative
+        for said in ("a connection ended", "a connection was refused", "a request was answered"):
+            assert said in logged
+        if log_format == "json":
+            assert all(json.loads(line) for line in gateway.stderr.splitlines())
         for secret in secrets:
             assert secret not in logged
             assert secret.rsplit(".", 1)[-1] not in logged  # nor its signature

@@ -11,7 +11,7 @@ import pytest
 from tests.support.forge import KEY, signed
 from tests.support.gateway import Gateway
 from tests.support.keys import API_KEY
-from tests.support.knock import APP, SETTINGS, ask, knock
+from tests.support.knock import APP, EXPOSED, SETTINGS, ask, knock
 
 FOREIGN = [
     "https://evil.example", "http://app.example", "https://app.example:8443", "https://app.example.evil.example",
@@ -72,7 +72,7 @@ async def test_cors_lets_the_allowed_page_read_answers_and_refusals(http: httpx.
         response = await ask(http, path, {"Authorization": f"Bearer {token}", "Origin": APP})
         assert response.headers["Access-Control-Allow-Origin"] == APP
         exposed = {name.strip() for name in response.headers["Access-Control-Expose-Headers"].split(",")}
-        assert exposed == {"Ringcast-Cursor", "Ringcast-Poll-Interval", "Retry-After", "ETag"}
+        assert exposed == EXPOSED
         for origin in FOREIGN:
             response = await ask(http, path, {"Authorization": f"Bearer {token}", "Origin": origin})
             assert "Access-Control-Allow-Origin" not in response.headers

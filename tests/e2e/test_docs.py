@@ -25,7 +25,7 @@ from tests.support.sse import Event, Parser
 PAGE = (ROOT / "docs" / "protocol.md").read_text()
 SECTIONS = sections(PAGE)
 WITHIN = 10.0
-TOML = "[channels.room]\nkeyed = true\n"
+TOML = "[channels.room]\nkeyed = true\npresence = true\n"
 UNASKED = {"ping", "ringcast.ping"}  # come when they are due, between any two frames
 
 
@@ -42,7 +42,7 @@ class Run:
         self.gateway = gateway
         self.stack = stack
         self.compare = Comparison({
-            "<token>": token("ann", ["topic:*", "room:*"], ["topic:*"]), "<api key>": API_KEY,
+            "<token>": token("ann", ["topic:*", "room:*"], ["topic:*"], info={"name": "Ann"}), "<api key>": API_KEY,
             "<new token>": token("ann", ["topic:*"], ["topic:*"], expires_in=1200),
         })  # fmt: skip
         self.http = gateway.api()
@@ -199,9 +199,11 @@ def test_every_test_that_the_guarantees_name_exists() -> None:
 
 
 def test_the_links_of_the_pages_lead_somewhere() -> None:
-    for page in ("protocol.md", "guarantees.md"):
+    for page in ("protocol.md", "guarantees.md", "relays.md", "operations.md"):
         text = (ROOT / "docs" / page).read_text()
         for target, anchor in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", text):
-            there = (ROOT / "docs" / (target or page)).read_text()
+            path = ROOT / "docs" / (target or page)
+            assert path.exists(), target
+            there = path.read_text() if anchor else ""
             titles = re.findall(r"^#+ (.*)$", there.lower(), re.M)
             assert not anchor or anchor in [re.sub(r"[^\w-]", "", title.replace(" ", "-")) for title in titles], target

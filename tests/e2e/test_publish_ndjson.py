@@ -7,6 +7,7 @@ import itertools
 import json
 import signal
 import socket
+import time
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -216,6 +217,21 @@ async def test_a_token_that_expires_meanwhile_publishes_no_more(gateway: Gateway
         assert code == "token_expired"
 
 
+async def test_a_token_that_is_revoked_meanwhile_publishes_no_more(gateway: Gateway) -> None:
+    now = int(time.time())
+    async with asyncio.timeout(60), exchange(gateway, token("rob", publish=["topic:*"], iat=now - 1)) as post:
+        answers = post.answers()
+        await post.send(line(1))
+        assert "results" in await anext(answers)
+        async with gateway.api() as http:
+            (await http.post("/v1/disconnect", json={"user": "rob", "revoke_before": now})).raise_for_status()
+        code = None
+        while code is None:
+            await post.send(line(2))
+            code = (await anext(answers)).get("error", {}).get("code")
+        assert code == "unauthorised"
+
+
 async def test_who_does_not_read_the_answers_is_cut_off(gateway: Gateway) -> None:
     async with asyncio.timeout(60), exchange(gateway, receive_buffer=4096) as post:
         with pytest.raises(ConnectionError):  # once the gateway has waited for its reader long enough
@@ -246,3 +262,28 @@ async def test_an_idle_stream_does_not_keep_a_gateway_from_ending() -> None:
         await asyncio.to_thread(gateway.process.wait, 8)
         assert gateway.stop() == 0
         assert not gateway.complaints()
+
+
+async def test_an_ordered_stream_keeps_back_what_follows_a_line_that_may_pass_later() -> None:
+    lines = [json.dumps({"channel": f"topic:{name}", "data": n, "id": f"{name}{n}"}).encode()
+             for n in range(3) for name in "ab"]  # fmt: skip
+    both = json.dumps({"channels": ["topic:a", "topic:c"], "data": 3}).encode()
+    also = json.dumps({"channel": "topic:c", "data": 4}).encode()
+    async with Gateway(idempotency_bytes="500") as gateway:  # room for one id
+        async with gateway.api() as http:
+            http.headers["Content-Type"] = "application/x-ndjson"
+            answer = await http.post("/v1/publish?ordered=true", content=b"\n".join([*lines, both, also]))
+            wrong = await http.post("/v1/publish?ordered=maybe", content=b"")
+        assert (wrong.status_code, wrong.json()["code"]) == (400, "bad_request")
+        told = []
+        for each in answer.text.splitlines():
+            result = json.loads(each)
+            error = result.get("error") or result["results"][0].get("error", {})
+            told.append((error.get("code"), error.get("status")))
+        # topic:b had no room for its first id, so nothing else of it passed; topic:a's second had none.
+        full, held = ("ids_full", 503), ("unavailable", 503)
+        assert told == [(None, None), full, full, held, held, held, held, held]
+        with gateway.http() as http:
+            channels = ("topic:a", "topic:b", "topic:c")
+            found = [http.get("/v1/history", params={"channel": c}).json()["messages"] for c in channels]
+        assert [[message["data"] for message in messages] for messages in found] == [[0], [], []]

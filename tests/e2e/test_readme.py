@@ -1,9 +1,11 @@
 """The README is true: its commands are typed as they stand, into a clean copy of the project, in the order of the page.
 
     bash demo         runs until the end, in a terminal of its own; what it prints to paste is pasted
-    bash listening    runs until the end, in a second one; `bash serving` likewise
+    bash listening    runs until the end, in a second one; `bash serving` and `bash joining` likewise
+    bash cluster      runs until the end; what it prints to paste is pasted before `bash nodes`
     bash, python      run to the end, in a third one
     js                runs in a page of Chromium
+    bash kubernetes   is for a cluster: tests/deploy holds what it names
 """
 
 from __future__ import annotations
@@ -18,13 +20,13 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import sync_playwright
 
-from gateway.settings import load
+from gateway.config import load
 from tests.support.gateway import ROOT, free_port
 
 README = (ROOT / "README.md").read_text()
@@ -180,6 +182,56 @@ def test_serving_others_takes_no_more_than_it_says(clone: Path, demo: dict[str, 
         assert terminal.interrupt() == 0, terminal.printed
 
 
+def test_several_nodes_go_on_when_one_is_killed(clone: Path, env: dict[str, str], demo: dict[str, str]) -> None:
+    """Beside the first demo, whose .venv it uses."""
+    (cluster,), (look,), (join,) = blocks("bash cluster"), blocks("bash nodes"), blocks("bash joining")
+    terminal = Terminal(cluster, clone, env)
+    try:
+        pasted = terminal.until(r"export (RINGCAST_URL=\S+) (RINGCAST_API_KEY=\S+)", READY_WITHIN)
+        pids = dict(re.findall(r"(node-\d) +http://\S+ +pid (\d+)", terminal.printed))
+        assert list(pids) == ["node-1", "node-2", "node-3"]
+        here = env | dict(setting.split("=", 1) for setting in pasted.groups())
+
+        def nodes() -> dict[str, str]:
+            told, end = json.JSONDecoder().raw_decode(printed := run(look, clone, here))
+            assert re.search(r'^home = "\S+"$', printed[end:], re.M), printed
+            return {node["node"]: node["state"] for node in told["nodes"]}
+
+        until(lambda: nodes() == dict.fromkeys(pids, "active"), 20)
+        store = re.search(r"redis://127\.0\.0\.1:\d+", terminal.printed)
+        assert store is not None
+        one_more = join.replace("redis://127.0.0.1:6379", store[0]).replace("9001", str(free_port()))
+        joined = Terminal(one_more, clone, env)
+        try:
+            joined.until(r"^ringcast ready http://127\.0\.0\.1:\d+ node=gateway-1 broker=redis$", 30)
+            until(lambda: nodes() == dict.fromkeys([*pids, "gateway-1"], "active"), 20)
+        finally:
+            joined.interrupt()
+
+        command = ".venv/bin/ringcast listen topic:news --since earliest --count 3"
+        listening = Terminal(command, clone, here)
+        try:
+            on = listening.until(r"connected over ws to (node-\d)", 20)[1]
+            run(".venv/bin/ringcast publish topic:news 1 && .venv/bin/ringcast publish topic:news 2", clone, here)
+            listening.until(r"message  2$", 20)
+            os.kill(int(pids[on]), signal.SIGKILL)
+            run(".venv/bin/ringcast publish topic:news 3", clone, here)
+            listening.until(r"message  3$", 20)
+            assert [line[-1] for line in listening.printed.splitlines() if "  message  " in line] == ["1", "2", "3"]
+        finally:
+            listening.interrupt()
+        terminal.until(rf"^{on} runs again", 30)
+    finally:
+        terminal.interrupt()
+
+
+def until(condition: Callable[[], bool], within: float) -> None:
+    end = time.monotonic() + within
+    while not condition():
+        assert time.monotonic() < end, condition
+        time.sleep(0.1)
+
+
 def test_the_example_of_a_configuration_is_one(tmp_path: Path) -> None:
     (example,) = blocks("toml")
     assert tomllib.loads(example)
@@ -196,6 +248,7 @@ def test_every_link_leads_somewhere() -> None:
 
 def test_every_example_is_run() -> None:
     assert {info for info, _ in BLOCKS} == {
-        "bash demo", "bash listening", "bash serving", "bash", "python", "toml", "text", "js",
+        "bash demo", "bash listening", "bash serving", "bash", "python", "toml", "text", "js", "bash cluster",
+        "bash nodes", "bash joining", "bash kubernetes",
     }  # fmt: skip
     assert len(blocks("bash")) == 4

@@ -14,7 +14,8 @@ import msgspec
 import pytest
 
 from gateway.brokers import open_broker
-from gateway.cluster import CHANNEL, Member
+from gateway.cluster import Member
+from gateway.identity import NODES
 from gateway.message import Draft, new_id, partition_of
 from gateway.settings import Settings
 from tests.support.clients import TRANSPORTS, connect
@@ -131,7 +132,7 @@ class Liar:
             await self.broker.close()
 
     async def _tell(self, name: str, data: bytes, deleted: bool = False) -> None:
-        await self.broker.publish(Draft(CHANNEL, "node", data, new_id(), key=name, deleted=deleted, ttl=TTL))
+        await self.broker.publish(Draft(NODES, "node", data, new_id(), key=name, deleted=deleted, ttl=TTL))
 
 
 async def test_nodes_with_random_rings_lose_nothing(redis: RedisServer) -> None:

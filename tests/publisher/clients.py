@@ -31,6 +31,13 @@ class Either:
             return [outcome async for outcome in client.publish_many(items)]
         return await asyncio.to_thread(lambda: list(client.publish_many(items)))
 
+    async def do(self, verb: str, *args: Any, **options: Any) -> Any:
+        """`disconnect`, `subscribe`, `unsubscribe` or `connections`."""
+        method = getattr(self.client, verb)
+        if isinstance(self.client, AsyncPublisher):
+            return await method(*args, **options)
+        return await asyncio.to_thread(method, *args, **options)
+
     async def close(self) -> None:
         if isinstance(self.client, AsyncPublisher):
             await self.client.aclose()

@@ -175,3 +175,25 @@ async def test_many_are_answered_in_order_and_fail_alone(publisher: Either) -> N
 
 async def test_many_of_none_is_none(publisher: Either) -> None:
     assert await publisher.many([]) == []
+
+
+async def test_verbs_are_acknowledged_and_a_repeated_one_is_a_duplicate(publisher: Either) -> None:
+    user = new_id()
+    for verb in ("subscribe", "unsubscribe"):
+        first = await publisher.do(verb, user, ["room:1", "topic:x"], id=f"{verb}-1")
+        again = await publisher.do(verb, user, ["room:1", "topic:x"], id=f"{verb}-1")
+        assert (first.channel, first.id, first.duplicate) == (f"ringcast:user.{user}", f"{verb}-1", False)
+        assert (again.offset, again.duplicate) == (first.offset, True)
+    assert (await publisher.do("disconnect", user, code="token_expired", hint="new rights")).duplicate is False
+    for moment in (1763712345, 1763712345.5, datetime.datetime.now(datetime.UTC)):
+        receipt = await publisher.do("disconnect", user, revoke_before=moment)
+        assert (receipt.channel, receipt.duplicate) == ("ringcast:revocations", False)
+    listed = await publisher.do("connections", user)
+    assert (listed.user, listed.total, listed.connections, listed.unanswered) == (user, 0, [], [])
+
+
+async def test_verbs_that_cannot_be_meant_are_refused_before_they_are_sent(publisher: Either) -> None:
+    with pytest.raises(InvalidMessage, match="time zone"):
+        await publisher.do("disconnect", "u", revoke_before=datetime.datetime(2026, 1, 1))
+    with pytest.raises(InvalidMessage, match="list of channels"):
+        await publisher.do("subscribe", "u", "room:1")

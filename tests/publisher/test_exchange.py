@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from opentelemetry import trace
 
 from publisher import Refused, Retry, TargetsFailed, Unavailable
 from publisher.exchange import Exchange
@@ -181,3 +182,14 @@ def test_an_answer_that_ends_early_is_told_as_such() -> None:
     assert isinstance(unknown.error, Unavailable)
     assert (unknown.error.status, unknown.error.id) == (200, "id-1")
     assert str(unknown.error).endswith("the gateway's answer ended early")
+
+
+def test_a_request_says_which_span_of_the_application_it_is_made_in() -> None:
+    context = trace.SpanContext(0xABC, 0xDEF, is_remote=False, trace_flags=trace.TraceFlags(1))
+    with trace.use_span(trace.NonRecordingSpan(context)):
+        inside = exchange(1, Clock()).next()
+    outside = exchange(1, Clock()).next()
+    assert inside is not None
+    assert outside is not None
+    assert inside.headers["traceparent"] == f"00-{0xABC:032x}-{0xDEF:016x}-01"
+    assert "traceparent" not in outside.headers

@@ -8,6 +8,7 @@ import datetime
 import json
 import pickle
 import uuid
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from publisher import InvalidMessage, Message, PublishError, Receipt, Refused, TargetsFailed, Unavailable
+from publisher import InvalidMessage, Message, PublishError, Receipt, Refused, TargetsFailed, Unavailable, partition
 from publisher.message import new_id, prepare
 
 
@@ -136,3 +137,12 @@ def test_errors_survive_pickling_as_task_queues_do_it(error: PublishError) -> No
         assert type(twin) is type(error)
         assert str(twin) == str(error)
         assert set(vars(twin)) == set(vars(error))
+
+
+def test_a_users_partition_is_the_gateways() -> None:
+    golden = json.loads(Path(__file__).parents[1].joinpath("golden", "partitions.json").read_text())
+    users = {channel.removeprefix("user:"): counts for channel, counts in golden.items() if channel.startswith("user:")}
+    assert len(users) >= 3
+    for user, by_count in users.items():
+        assert {count: partition(user, int(count)) for count in by_count} == by_count
+        assert partition(user) == by_count["1024"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from publisher.testing import AsyncRecordingPublisher, Recorded, RecordingPublisher
+from publisher.testing import AsyncRecordingPublisher, Recorded, RecordingPublisher, Verb
 
 
 def test_messages_are_kept_as_their_subscribers_would_get_them() -> None:
@@ -32,3 +32,17 @@ async def test_the_asynchronous_one_keeps_them_too() -> None:
         assert [message.channel for message in publisher.messages] == ["user:1", "user:2"]
         publisher.clear()
         assert publisher.messages == []
+
+
+def test_verbs_are_kept_beside_the_messages() -> None:
+    with RecordingPublisher() as publisher:
+        publisher.subscribe("ann", ["room:1"])
+        publisher.disconnect("ann", code="forbidden", hint="closed")
+        publisher.disconnect("bob", revoke_before=5)
+        assert publisher.verbs == [
+            Verb("subscribe", "ann", ("room:1",)), Verb("disconnect", "ann", code="forbidden", hint="closed"),
+            Verb("disconnect", "bob", revoke_before=5),
+        ]  # fmt: skip
+        assert not publisher.messages
+        publisher.clear()
+        assert not publisher.verbs

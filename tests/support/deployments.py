@@ -195,6 +195,21 @@ class RedisAlone(Deployment):
         await asyncio.to_thread(self.server.close)
 
 
+async def expire(store: Deployment) -> None:
+    """Let go of what may go by its age: Redis keeps a log for a minute longer, for the sake of clocks that differ."""
+    servers = (
+        [store.server] if isinstance(store, RedisAlone)
+        else store.cluster.servers if isinstance(store, RedisClustered)
+        else [store.sentinel.master] if isinstance(store, RedisWatched) else []
+    )  # fmt: skip
+    for server in servers:
+        with server.client() as client:
+            client_: Any = client
+            for name in client_.keys("ringcast:*:l:*"):
+                if client_.pttl(name) <= 60_000:
+                    client_.delete(name)
+
+
 class RedisClustered(Deployment):
     """Three masters that share the partitions."""
 
@@ -239,6 +254,17 @@ class RedisWatched(Deployment):
     async def open(self) -> None:
         self.sentinel = RedisSentinel()
         await asyncio.to_thread(self.sentinel.start)
+        self._alone = False  # the replica took the master's place
+
+    async def _paired(self) -> None:
+        """See to it that there is a replica again."""
+        if self._alone:
+            await asyncio.to_thread(self.sentinel.rejoin)
+            self._alone = False
+
+    async def _promote(self) -> None:
+        await asyncio.to_thread(self.sentinel.promote)
+        self._alone = True
 
     @property
     def url(self) -> str:
@@ -248,17 +274,20 @@ class RedisWatched(Deployment):
         return open_broker(settings)
 
     async def wipe(self) -> None:
+        await self._paired()
         await asyncio.to_thread(self.sentinel.detach, True)
-        await asyncio.to_thread(self.sentinel.promote)
+        await self._promote()
 
     async def restart(self) -> None:
+        await self._paired()
         await asyncio.to_thread(self.sentinel.fail_over)
 
     async def copy(self) -> None:
+        await self._paired()
         await asyncio.to_thread(self.sentinel.detach)
 
     async def go_back(self) -> None:
-        await asyncio.to_thread(self.sentinel.promote)
+        await self._promote()
 
     async def cut(self, broker: Broker) -> None:
         await asyncio.to_thread(self.sentinel.master.cut)

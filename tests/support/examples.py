@@ -35,7 +35,7 @@ SCRIPTED = {
 }  # fmt: skip
 CHANGING = {
     "offset", "id", "time", "session", "ticket", "expires", "partition", "node", "heartbeat_ms", "after_ms",
-    "hash", "accept", "release", "top",
+    "hash", "view", "accept", "release", "top", "connected", "updated", "queued", "started", "ended", "boot",
 }  # fmt: skip
 REPEATED = {"offset", "id", "ticket", "session"}  # which the page may show again, and requests may repeat
 CURSORS = {"cursor", "ringcast-cursor", "etag"}
@@ -119,6 +119,8 @@ class Comparison:
                 raise Mismatch(f"{at} has {len(real)} entries, the page shows {len(shown)}: {real}")
             for number, (a, b) in enumerate(zip(shown, real, strict=True)):
                 self.check(a, b, f"{at}[{number}]")
+        elif isinstance(shown, int) and re.fullmatch(r"\d{16}", str(shown)):
+            self._changing(shown, real, at, repeated=True)  # an offset, whatever it is called
         elif shown != real or type(shown) is not type(real):
             raise Mismatch(f"{at or 'it'} is {real!r}, the page shows {shown!r}")
 

@@ -32,9 +32,11 @@ from tests.support.keys import API_KEY, HMAC_KEY, bearer
 
 _FOR_TESTS = {
     "api_keys": API_KEY, "jwt_hmac_key": HMAC_KEY, "check_interval": "2s", "drain_wait": 0, "drain": "1s",
+    "max_lag": "60s",  # busy machines
 }  # fmt: skip
 _PLAIN: dict[str, Any] = {"timeout": 30, "trust_env": False, "verify": False}  # loopback: no proxy, no certificates
 ROOT = Path(__file__).parents[2]
+OWN_PARTITIONS = 2  # that a gateway on memory:// follows for itself: those of the revocations and of the jobs
 READY_WITHIN = 30.0  # seconds; far more than it takes, for busy machines
 
 
@@ -47,12 +49,16 @@ class Gateway:
 
     def __init__(
         self, *, port: int | None = None, toml: str | None = None, flags: Sequence[str] = (),
-        env: Mapping[str, str] | None = None, python: Path | None = None, **settings: Any,
+        env: Mapping[str, str] | None = None, python: Path | None = None, module: str = "gateway.cli", **settings: Any,
     ) -> None:  # fmt: skip
-        """`python` is that of an environment with an installed gateway; else this checkout runs in the tests' own."""
+        """`python` is that of an environment with an installed gateway; else this checkout runs in the tests' own.
+
+        `module` is what runs in place of the command itself, to spoil something of the node.
+        """
         self._folder = tempfile.TemporaryDirectory(prefix="ringcast-test-")
         self.port = free_port() if port is None else port
         self.flags = list(flags)
+        self.module = module
         self.python = str(python or sys.executable)
         self.cwd = self._folder.name if python else ROOT
         if toml is not None:
@@ -93,7 +99,7 @@ class Gateway:
 
     def start(self) -> Self:
         """Start the process and wait until it is ready; raises GatewayFailed with its stderr when it is not."""
-        command = [self.python, "-m", "gateway.cli", "serve", "--port", str(self.port), *self.flags]
+        command = [self.python, "-m", self.module, "serve", "--port", str(self.port), *self.flags]
         with self._stderr.open("a") as stderr:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, text=True, env=self.env,

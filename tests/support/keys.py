@@ -13,7 +13,7 @@ HMAC_KEY = "a key of the tests, long enough for HS256"
 
 
 def token(
-    user: str, channels: Iterable[str] = (), publish: Iterable[str] = (), *, expires_in: float = 600, **claims: Any
+    user: str, channels: Iterable[str] = (), publish: Iterable[str] = (), *, expires_in: float = 7200, **claims: Any
 ) -> str:
     """A token of `user` that may read `channels` and publish to `publish` (patterns) for `expires_in` seconds."""
     now = time.time()

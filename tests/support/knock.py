@@ -21,6 +21,10 @@ SETTINGS: dict[str, Any] = {
     "api_keys": [API_KEY, KEY], "jwt_hmac_key": SECRET, "jwt_public_key": RSA_PEM, "jwt_issuer": ISSUER,
     "jwt_cookie": "session", "allowed_origins": [APP], "failed_logins": 1_000_000, "heartbeat": "1s",
 }  # fmt: skip
+EXPOSED = {  # what pages of an allowed origin may read
+    "Ringcast-Cursor", "Ringcast-Poll-Interval", "Ringcast-Node", "Ringcast-Partition", "Ringcast-Home", "Retry-After",
+    "ETag",
+}  # fmt: skip
 DOORS = ("publish", "poll", "sse", "ws header", "ws subprotocol", "ws first frame")
 Answer = tuple[int, bytes]  # HTTP status or close code, and what was said with it
 

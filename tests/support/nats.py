@@ -37,12 +37,17 @@ READY_WITHIN = 30.0
 class NatsServer:
     """One server process. Restarts keep its ports; what they keep of its data is the caller's choice."""
 
-    def __init__(self, name: str = "n1", *, password: str | None = None, tls: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, name: str = "n1", *, password: str | None = None, tls: dict[str, str] | None = None,
+        config: dict[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        """`config` replaces parts of the server's configuration; None takes one out."""
         binary = shutil.which("nats-server") or str(Path(sysconfig.get_path("scripts"), "nats-server"))
         self.name = name
         self.port, self.monitor, self.cluster_port = free_port(), free_port(), free_port()
         self.password = password
         self.tls = tls
+        self.config = config or {}
         self.folder = Path(tempfile.mkdtemp(prefix="ringcast-nats-"))
         self.routes: list[int] = []
         self._binary = binary
@@ -75,7 +80,7 @@ class NatsServer:
         if self.routes:
             routes = [f"nats://127.0.0.1:{port}" for port in self.routes]
             config["cluster"] = {"name": "test", "listen": f"127.0.0.1:{self.cluster_port}", "routes": routes}
-        return json.dumps(config)
+        return json.dumps({name: value for name, value in (config | self.config).items() if value is not None})
 
     def launch(self) -> None:
         """Start it without waiting: a server of a cluster is ready when the others are there."""
@@ -238,13 +243,24 @@ class NatsAlone(Deployment):
             subject = f"$SYS.REQ.SERVER.{link.connection.server_id}.KICK"
             await operator.request(subject, json.dumps({"cid": link.connection.client_id}).encode(), timeout=5)
 
-    async def step_down(self, number: int, prefix: str = "rc") -> None:
-        """Have another server lead the stream of this log partition; asked again while nobody leads it."""
+    async def step_down(self, stream: str) -> None:
+        """Have another server lead the stream; asked again while nobody leads it."""
         async with self.servers[0].client() as client, asyncio.timeout(READY_WITHIN):
             while True:
                 with suppress(nats.errors.TimeoutError):
-                    await client.request(f"$JS.API.STREAM.LEADER.STEPDOWN.{prefix}-l{number}", b"", timeout=1)
+                    await client.request(f"$JS.API.STREAM.LEADER.STEPDOWN.{stream}", b"", timeout=1)
                     return
+
+    async def leader(self, stream: str) -> NatsServer:
+        """The server that leads the stream; asked for again while none does."""
+        async with self.servers[0].client() as client, asyncio.timeout(READY_WITHIN):
+            while True:
+                with suppress(nats.errors.TimeoutError):
+                    answer = await client.request(f"$JS.API.STREAM.INFO.{stream}", b"", timeout=1)
+                    name = json.loads(answer.data)["cluster"].get("leader")
+                    for server in self.servers:
+                        if server.name == name:
+                            return server
 
     async def close(self) -> None:
         await asyncio.to_thread(_each, NatsServer.close, self.servers)

@@ -7,7 +7,8 @@ is read, and `Connection: close` is asked for unless it is an upgrade, so that e
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from http import HTTPStatus
 from types import TracebackType
@@ -31,6 +32,7 @@ class Proxy:
         self._stalled: set[str] = set()
         self._buffered: set[str] = set()
         self._patience: dict[str, float] = {}
+        self._delayed: dict[str, tuple[float, asyncio.Event]] = {}  # seconds, or until it is healed
         self._frozen: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
@@ -56,9 +58,15 @@ class Proxy:
         """Answer 504 where the gateway has not begun to answer a request of this path within `seconds`."""
         self._patience[path] = seconds
 
+    def delay(self, path: str, seconds: float) -> None:
+        """Let each request of this path wait so long, or until `heal`, before it goes on: a slow network."""
+        self._delayed[path] = (seconds, asyncio.Event())
+
     def heal(self, path: str) -> None:
         """Let this path be, from the next request on."""
         self._patience.pop(path, None)
+        _, healed = self._delayed.pop(path, (0, asyncio.Event()))
+        healed.set()
         self._blocked.pop(path, None)
         self._stalled.discard(path)
         self._buffered.discard(path)
@@ -76,6 +84,8 @@ class Proxy:
         """Take no more connections, and cut those there are: to a client, the host is gone."""
         if self._server is not None:
             self._server.close()
+            for path in list(self._delayed):
+                self.heal(path)
             self.cut()
             await asyncio.gather(*self._tasks)
             await self._server.wait_closed()
@@ -127,10 +137,15 @@ class Proxy:
             while await reader.read(_CHUNK):
                 pass
             return
+        slow = _match(self._delayed, path)
+        if slow is not None:
+            seconds, healed = self._delayed[slow]
+            with suppress(TimeoutError):
+                await asyncio.wait_for(healed.wait(), seconds)
         if not any(field.lower().startswith("upgrade:") for field in fields):
             fields = [field for field in fields if not field.lower().startswith("connection:")] + ["Connection: close"]
         try:
-            upstream_reader, upstream = await asyncio.open_connection(*self.upstream)
+            upstream_reader, upstream = await self._connect()
         except OSError:
             writer.write(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
             await writer.drain()
@@ -151,13 +166,15 @@ class Proxy:
         finally:
             self._forget(upstream)
 
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """The way on for one request. Raises OSError."""
+        return await asyncio.open_connection(*self.upstream)
+
     async def _relay(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter,
         upstream_reader: asyncio.StreamReader, upstream: asyncio.StreamWriter, buffered: bool,
     ) -> None:  # fmt: skip
         """Both ways until either side ends; then both have ended."""
-        if buffered:
-            writer.write(await upstream_reader.readuntil(b"\r\n\r\n"))
         up = asyncio.create_task(self._pump(reader, upstream))
         down = asyncio.create_task(self._pump(upstream_reader, writer, held_back=buffered))
         both = (up, down)
@@ -171,6 +188,8 @@ class Proxy:
             await asyncio.gather(*both, return_exceptions=True)
 
     async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, held_back: bool = False) -> None:
+        if held_back:
+            sink.write(await source.readuntil(b"\r\n\r\n"))
         while data := await source.read(_CHUNK):
             if not held_back and sink not in self._frozen:
                 sink.write(data)
@@ -180,6 +199,24 @@ class Proxy:
         self._writers.pop(writer, None)
         self._frozen.discard(writer)
         writer.close()
+
+
+class RoundRobin(Proxy):
+    """Hands each request to the next of several nodes; where that takes no connection, to the one after it."""
+
+    def __init__(self, ports: Sequence[int]) -> None:
+        super().__init__(ports[0])
+        self._count = len(ports)
+        self._turn = itertools.cycle(ports)
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        refusal = OSError("there is no node")
+        for _ in range(self._count):
+            try:
+                return await asyncio.open_connection(self.upstream[0], next(self._turn))
+            except OSError as error:
+                refusal = error
+        raise refusal
 
 
 def _match(paths: Iterable[str], path: str) -> str | None:

@@ -23,7 +23,7 @@ from tests.support.keys import bearer
 _NEWS = re.compile(rb'\{"type":"(m)?(?:essage|reset)","channel":"[^"]*",(?:"reason":"[^"]*",)?"offset":(\d+)[,}]')
 _LONGEST = 600  # bytes of what it finds: what is kept of one chunk for the next
 _CURSOR = re.compile(rb'"cursor":"([A-Za-z0-9_-]+)"')
-_PING = re.compile(rb"\x89\x04(.{4})", re.DOTALL)  # a server's; what is published to a raw client is ASCII
+_PING = re.compile(rb"\x89(?:\x00|\x04(.{4}))", re.DOTALL)  # a server's; what is published to a raw client is ASCII
 _OPENED = 30.0  # seconds; many of them open at once
 
 
@@ -80,9 +80,13 @@ class RawStream(Raw, asyncio.Protocol):
 
     @classmethod
     async def open(
-        cls, transport: str, url: str, token: str, channel: str, *, cursor: str | None = None, receive_buffer: int = 0
+        cls, transport: str, url: str, token: str, channel: str, *, cursor: str | None = None, query: str = "",
+        receive_buffer: int = 0,
     ) -> Self:  # fmt: skip
-        """Connect, and wait for the welcome; no more than `receive_buffer` bytes wait in the kernel for this client."""
+        """Connect, and wait for the welcome; no more than `receive_buffer` bytes wait in the kernel for this client.
+
+        `query` is more of the address's query, as it stands.
+        """
         address = urlsplit(url)
         sock = socket.socket()
         if receive_buffer:
@@ -92,7 +96,7 @@ class RawStream(Raw, asyncio.Protocol):
         await loop.sock_connect(sock, (address.hostname, address.port))
         _, client = await loop.create_connection(lambda: cls(channel), sock=sock)
         client.answers_pings = transport == "websocket"
-        path = f"/v1/{'ws' if transport == 'websocket' else 'sse'}?channels={quote(channel)}"
+        path = f"/v1/{'ws' if transport == 'websocket' else 'sse'}?channels={quote(channel)}{query and '&' + query}"
         lines = [
             f"GET {path}{'&cursor=' + cursor if cursor else ''} HTTP/1.1", f"Host: {address.netloc}",
             f"Authorization: Bearer {token}",
@@ -125,7 +129,8 @@ class RawStream(Raw, asyncio.Protocol):
                 self._welcomed.set_result(None)
         if self.answers_pings:
             for ping in _PING.finditer(data):
-                self.transport.write(b"\x8a\x84\0\0\0\0" + ping[1])
+                payload = ping[1] or b""
+                self.transport.write(b"\x8a%c\0\0\0\0%b" % (0x80 | len(payload), payload))
         self.look(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -136,7 +141,9 @@ class RawStream(Raw, asyncio.Protocol):
     def send(self, text: str) -> None:
         """A text frame, without waiting until it has left; masked with zeros."""
         data = text.encode()
-        self.transport.write(b"\x81\xff" + len(data).to_bytes(8) + b"\0\0\0\0" + data)
+        size = len(data)
+        length = bytes((0x80 | size,)) if size < 126 else b"\xfe" + size.to_bytes(2)  # in its shortest form
+        self.transport.write(b"\x81" + length + b"\0\0\0\0" + data)
 
     async def close(self) -> None:
         self.transport.abort()

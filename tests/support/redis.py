@@ -7,31 +7,37 @@ import signal
 import subprocess
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from redis import Redis
-from redis.exceptions import BusyLoadingError
+from redis.exceptions import BusyLoadingError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from tests.support.certificates import Certificate
 from tests.support.gateway import free_port
 
 READY_WITHIN = 20.0
 
 
 class RedisServer:
-    """One server. Restarts keep its port; what they keep of its data is the caller's choice."""
+    """One server. Restarts keep its port, unless another is set; what they keep of its data is the caller's choice.
 
-    def __init__(self, *options: str, port: int | None = None) -> None:
+    `tls` holds a key and a certificate: then it speaks nothing else, and asks its clients for one as well.
+    """
+
+    def __init__(self, *options: str, port: int | None = None, tls: Certificate | None = None) -> None:
         binary = shutil.which("redis-server")
         if binary is None:
             raise RuntimeError("redis-server is missing: install Debian's package redis-server")
         self.port = port or free_port()
         self.folder = Path(tempfile.mkdtemp(prefix="ringcast-redis-"))
         self._command = [
-            binary, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder), "--save", "",
+            binary, "--bind", "127.0.0.1", "--dir", str(self.folder), "--save", "",
             "--loglevel", "warning", *options,
         ]  # fmt: skip
+        self._tls = tls
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -40,7 +46,8 @@ class RedisServer:
 
     def start(self) -> Self:
         with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            command = [*self._command, *_listening(self.port, self._tls)]
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         deadline = time.monotonic() + READY_WITHIN
         while True:
             try:
@@ -54,7 +61,7 @@ class RedisServer:
 
     def client(self) -> Redis:
         """A blocking client; close it after use."""
-        return Redis(port=self.port, socket_timeout=5)
+        return Redis(host="127.0.0.1", port=self.port, socket_timeout=5, **_client_options(self._tls))
 
     def kill(self) -> None:
         """As a power failure would: what was not saved is gone."""
@@ -93,6 +100,15 @@ class RedisServer:
         with self.client() as client:
             client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
 
+    def hand_over(self, other: RedisServer) -> None:
+        """FAILOVER to another server, which is to have all of it; this one lives on as its replica."""
+        with self.client() as client, other.client() as replica:
+            replica.replicaof("127.0.0.1", str(self.port))
+            assert client.execute_command("WAIT", 1, 5000)
+            client.execute_command("FAILOVER", "TO", "127.0.0.1", other.port, "TIMEOUT", 5000)
+            while replica.execute_command("ROLE")[0] != b"master":
+                time.sleep(0.005)
+
     def pause(self) -> None:
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
@@ -115,9 +131,10 @@ class RedisServer:
 class RedisCluster:
     """Three masters that share the slots, without replicas."""
 
-    def __init__(self) -> None:
-        options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--cluster-port")
-        self.servers = [RedisServer(*options, str(free_port())) for _ in range(3)]
+    def __init__(self, *more: str, tls: Certificate | None = None) -> None:
+        options = (*more, "--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--cluster-port")
+        self.servers = [RedisServer(*options, str(free_port()), tls=tls) for _ in range(3)]
+        self._cli = ["--tls", "--cacert", tls.file, "--cert", tls.file, "--key", tls.key] if tls else []
 
     @property
     def url(self) -> str:
@@ -128,7 +145,7 @@ class RedisCluster:
             server.start()
         addresses = [f"127.0.0.1:{server.port}" for server in self.servers]
         subprocess.run(
-            ["redis-cli", "--cluster", "create", *addresses, "--cluster-yes"],
+            ["redis-cli", *self._cli, "--cluster", "create", *addresses, "--cluster-yes"],
             check=True, capture_output=True, timeout=60,
         )  # fmt: skip
         self.agreed()
@@ -143,9 +160,38 @@ class RedisCluster:
                     assert time.monotonic() < deadline, "the cluster does not come up"
                     time.sleep(0.05)
 
+    def move(self, slot: int) -> None:
+        """Hand a slot from its server to the next one, key by key, as redis-cli does it."""
+        with ExitStack() as stack:
+            clients = [stack.enter_context(server.client()) for server in self.servers]
+            ids = [_words(client, "CLUSTER", "MYID") for client in clients]
+            first = next(n for n, client in enumerate(clients) if _serves(client, slot))
+            then = (first + 1) % len(clients)
+            clients[then].execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", ids[first])
+            clients[first].execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", ids[then])
+            while keys := clients[first].execute_command("CLUSTER", "GETKEYSINSLOT", slot, 1):
+                port = self.servers[then].port
+                clients[first].execute_command("MIGRATE", "127.0.0.1", port, "", 0, 5000, "KEYS", *keys)
+            for n in (then, first, 3 - first - then):
+                clients[n].execute_command("CLUSTER", "SETSLOT", slot, "NODE", ids[then])
+
     def close(self) -> None:
         for server in self.servers:
             server.close()
+
+
+def _words(client: Redis, *command: str) -> str:
+    answer: bytes = client.execute_command(*command)  # type: ignore[no-untyped-call]
+    return answer.decode()
+
+
+def _serves(client: Redis, slot: int) -> bool:
+    for line in _words(client, "CLUSTER", "NODES").splitlines():
+        fields = line.split()
+        if "myself" in fields[2]:
+            ranges = [part.split("-") for part in fields[8:] if not part.startswith("[")]
+            return any(int(of[0]) <= slot <= int(of[-1]) for of in ranges)
+    return False
 
 
 class RedisSentinel:
@@ -153,9 +199,12 @@ class RedisSentinel:
 
     name = "main"
 
-    def __init__(self) -> None:
-        self.master = RedisServer()
-        self.replica = RedisServer("--replicaof", "127.0.0.1", str(self.master.port), "--repl-diskless-sync-delay", "0")
+    def __init__(self, *config: str, tls: Certificate | None = None, password: str | None = None) -> None:
+        """`config` are lines of the Sentinels' own configuration, `password` is what they ask for."""
+        at_once = ("--repl-diskless-sync-delay", "0")
+        self.master = RedisServer(*at_once, tls=tls)
+        self.replica = RedisServer("--replicaof", "127.0.0.1", str(self.master.port), *at_once, tls=tls)
+        self._config, self._tls, self._password = config, tls, password
         self.sentinels: list[tuple[int, subprocess.Popen[bytes]]] = []
         self._folder = Path(tempfile.mkdtemp(prefix="ringcast-sentinel-"))
 
@@ -170,8 +219,11 @@ class RedisSentinel:
         for _ in range(3):
             port = free_port()
             config = self._folder / f"{port}.conf"
+            options = _listening(port, self._tls)
+            pairs = zip(options[::2], options[1::2], strict=True)
+            lines = [f"{name.removeprefix('--')} {value}" for name, value in pairs]
             config.write_text(
-                f"port {port}\nbind 127.0.0.1\ndir {self._folder}\n"
+                "\n".join([*lines, *self._config, ""]) + f"bind 127.0.0.1\ndir {self._folder}\n"
                 f"sentinel monitor {self.name} 127.0.0.1 {self.master.port} 2\n"
                 f"sentinel down-after-milliseconds {self.name} 1000\n"
                 f"sentinel failover-timeout {self.name} 5000\n"
@@ -187,9 +239,14 @@ class RedisSentinel:
                 time.sleep(0.1)
         return self
 
+    def _asking(self, port: int, **options: Any) -> Redis:
+        """A client of a Sentinel."""
+        return Redis(host="127.0.0.1", port=port, socket_timeout=5, password=self._password,
+                     **_client_options(self._tls), **options)  # fmt: skip
+
     def _others(self, port: int) -> int:
         try:
-            with Redis(port=port, socket_timeout=5, decode_responses=True) as client:
+            with self._asking(port, decode_responses=True) as client:
                 master = client.execute_command("SENTINEL", "MASTER", self.name)
         except RedisConnectionError:
             return 0
@@ -217,23 +274,78 @@ class RedisSentinel:
         self.master.kill()
         self._wait_for(self.replica)
 
-    def fail_over(self) -> None:
-        """The replica takes over in good order."""
-        self.synced()
-        port, _ = self.sentinels[0]
-        with Redis(port=port, socket_timeout=5) as client:
-            client.execute_command("SENTINEL", "FAILOVER", self.name)
-        self._wait_for(self.replica)
+    def rejoin(self) -> None:
+        """The master that died comes back with nothing, as the replica of the one that took its place."""
+        self.master.start()
         self.master, self.replica = self.replica, self.master
+        with self.replica.client() as old:
+            old.replicaof("127.0.0.1", str(self.master.port))
         self.synced()
+        deadline = time.monotonic() + READY_WITHIN
+        while not self._promotable():
+            assert time.monotonic() < deadline, "the Sentinels do not take it for a good replica"
+            time.sleep(0.1)
+
+    def _promotable(self) -> bool:
+        with Redis(port=self.sentinels[0][0], socket_timeout=5, decode_responses=True) as client:
+            found = client.sentinel_slaves(self.name)
+        return any(
+            int(each["port"]) == self.replica.port and each["flags"] == "slave" and each["master-link-status"] == "ok"
+            for each in found
+        )
+
+    def fail_over(self, *, in_good_order: bool = True) -> None:
+        """The replica takes over; in good order with no loss, else as an operator would who knows no better.
+
+        That order is: writes pause, and the old master is told at once to follow the new one. The Sentinels tell it
+        after 10 seconds, and until then it takes writes and loses them.
+        """
+        self.synced()
+        with self.master.client() as old, self.replica.client() as new:
+            if in_good_order:
+                old.execute_command("CLIENT", "PAUSE", 30_000, "WRITE")
+                while new.info("replication")["slave_repl_offset"] < old.info("replication")["master_repl_offset"]:
+                    time.sleep(0.01)
+            port, _ = self.sentinels[0]
+            with self._asking(port) as client:
+                self._order(client)
+            self._wait_for(self.replica)
+            if in_good_order:
+                old.replicaof("127.0.0.1", str(self.replica.port))
+                old.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+                old.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+        self.master, self.replica = self.replica, self.master
+        deadline = time.monotonic() + READY_WITHIN
+        with self.replica.client() as old:
+            while old.execute_command("ROLE")[0] != b"slave":
+                assert time.monotonic() < deadline, "the old master is not told"
+                time.sleep(0.05)
+            old.execute_command("CLIENT", "UNPAUSE")
+        self.synced()
+
+    def _order(self, sentinel: Redis) -> None:
+        """FAILOVER, once the Sentinel has looked at the replica lately enough to take it for a good one."""
+        deadline = time.monotonic() + READY_WITHIN
+        while True:
+            try:
+                sentinel.execute_command("SENTINEL", "FAILOVER", self.name)  # type: ignore[no-untyped-call]
+                return
+            except ResponseError as error:
+                if "NOGOODSLAVE" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
 
     def _wait_for(self, server: RedisServer) -> None:
         deadline = time.monotonic() + READY_WITHIN
         for port, _ in self.sentinels:
-            with Redis(port=port, socket_timeout=5) as client:
-                while int(client.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.name)[1]) != server.port:
-                    assert time.monotonic() < deadline, "the Sentinels do not promote the replica"
-                    time.sleep(0.05)
+            while self.named(port) != server.port:
+                assert time.monotonic() < deadline, "the Sentinels do not promote the replica"
+                time.sleep(0.05)
+
+    def named(self, sentinel: int | None = None) -> int:
+        """The port of the master, as the Sentinel of this port, or the first, names it."""
+        with self._asking(sentinel or self.sentinels[0][0]) as client:
+            return int(client.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.name)[1])
 
     def close(self) -> None:
         for _, process in self.sentinels:
@@ -242,3 +354,14 @@ class RedisSentinel:
         self.master.close()
         self.replica.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _listening(port: int, tls: Certificate | None) -> list[str]:
+    if tls is None:
+        return ["--port", str(port)]
+    return ["--port", "0", "--tls-port", str(port), "--tls-cert-file", tls.file, "--tls-key-file", tls.key,
+            "--tls-ca-cert-file", tls.file, "--tls-replication", "yes", "--tls-cluster", "yes"]  # fmt: skip
+
+
+def _client_options(tls: Certificate | None) -> dict[str, Any]:
+    return {"ssl": True, "ssl_ca_certs": tls.file, "ssl_certfile": tls.file, "ssl_keyfile": tls.key} if tls else {}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from gateway.brokers.base import Page, Snapshot
-from gateway.brokers.chain import Chain, Frame
+from gateway.brokers.chain import Chain, Claim, Frame
 from gateway.brokers.memory_store import MemoryStore
 from gateway.errors import Problem
 from gateway.hub import Hub
@@ -74,6 +74,7 @@ class Parts:
     hub: type[WatchedHub] = WatchedHub
     witness: bool = True  # nodes remember what they published
     checks: bool = True  # nodes check now and then
+    tears: bool = False  # stores are also replaced while they live on: then two take writes, and the old one's are lost
 
 
 class Node:
@@ -82,17 +83,19 @@ class Node:
     def __init__(self, world: World, name: str) -> None:
         self.world = world
         self.name = name
+        self.store = world.store
         self.boot()
 
     def boot(self) -> None:
         world = self.world
         self.hub = world.parts.hub(world.settings, Metrics(), self.want)
-        self.chain = world.parts.chain(self)
+        self.chain = world.parts.chain(self, lambda: world.time / SECOND)
+        self.store = world.store
         self.linked = True
         self.inbox: deque[Frame] = deque()
         self.wants: list[tuple[str, int]] = []
         self.pages: list[tuple[str, Page]] = []
-        self.checking: dict[int, list[tuple[int, str]]] = {}  # claims under way to the store
+        self.checking: dict[int, list[Claim]] = {}  # claims under way to the store
         self.answers: dict[int, tuple[int, str, bool, set[str]]] = {}  # and its answers under way back
         self.acks: deque[tuple[Published, str]] = deque()
         self.received: dict[int, set[str]] = {}  # ids by partition: what this node knows of while it follows it
@@ -123,8 +126,8 @@ class Node:
                 self.chain.expect(partition)
                 self.tell(partition)
                 return False
-            ids = self.world.stored(partition)
-            self.chain.begin(partition, *self.world.store.check(partition, self.chain.claims(partition)))
+            ids = self.world.stored(self.store, partition)
+            self.chain.begin(partition, *self.store.check(partition, self.chain.claims(partition)))
             self._learn(partition, ids)
         return partition in self.hub.partitions
 
@@ -138,7 +141,7 @@ class Node:
             self.answers.pop(partition, None)
 
     def publish(self, draft: Draft) -> None:
-        store, partition = self.world.store, self.world.partition(draft.channel)
+        store, partition = self.store, self.world.partition(draft.channel)
         if self.chain.history(partition) not in ("", store.history):
             self.check(partition)
         try:
@@ -164,11 +167,11 @@ class Node:
         self.answers.pop(partition, None)
 
     def ask(self, partition: int) -> None:
-        store, claims = self.world.store, self.checking.pop(partition)
+        store, claims = self.store, self.checking.pop(partition)
         floor = store.part(partition).floor
         top, history = store.check(partition, claims)
         raised = store.part(partition).floor != floor
-        self.answers[partition] = (top, history, raised, self.world.stored(partition))
+        self.answers[partition] = (top, history, raised, self.world.stored(store, partition))
 
     def answer(self, partition: int, *, live: bool = False) -> None:
         """`live`: frames take another way than answers, so what the answer is ahead may be on its way."""
@@ -189,6 +192,12 @@ class Node:
 
     def knows(self, record: Published) -> bool:
         return record.id in self.acknowledged or record.id in self.received.get(record.partition, ())
+
+    @property
+    def settled(self) -> bool:
+        """Whether all it knows of was told to the present store."""
+        histories = {at.history for at in self.chain.followed.values()}.union(*self.chain.known.values())
+        return self.store is self.world.store and not self.acks and histories <= {self.store.history, ""}
 
     def cut(self) -> None:
         """The link to the store is gone, and with it all that was under way."""
@@ -229,20 +238,20 @@ class Node:
             channel, since = self.wants.pop(index % len(self.wants))
             if not self.hub.wanted(channel, since):
                 return
-            page = self.world.store.read(channel, since, self.world.settings.page_messages)
+            page = self.store.read(channel, since, self.world.settings.page_messages)
             if not self.reads(channel, page.top):
-                page = self.world.store.read(channel, since, self.world.settings.page_messages)
+                page = self.store.read(channel, since, self.world.settings.page_messages)
             stamped = StampedPage(**{f.name: getattr(page, f.name) for f in fields(Page)}, stamp=self.world.published)
             self.pages.append((channel, stamped))
 
     def snapshot(self, channel: str) -> Snapshot:
-        snapshot = self.world.store.snapshot(channel)
-        return snapshot if self.reads(channel, snapshot.offset) else self.world.store.snapshot(channel)
+        snapshot = self.store.snapshot(channel)
+        return snapshot if self.reads(channel, snapshot.offset) else self.store.snapshot(channel)
 
     def reads(self, channel: str, top: int) -> bool:
         partition = self.world.partition(channel)
-        fits = self.chain.read(partition, top, self.world.store.history)
-        self.acknowledged |= self.world.stored(partition)
+        fits = self.chain.read(partition, top, self.store.history)
+        self.acknowledged |= self.world.stored(self.store, partition)
         if not fits:
             self.check(partition)
         return fits

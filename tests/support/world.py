@@ -12,6 +12,7 @@ from random import Random
 from typing import Any
 
 from gateway.brokers.chain import Frame
+from gateway.brokers.memory_store import MemoryStore
 from gateway.message import Draft, new_id, partition_of
 from gateway.settings import Policy, Settings
 from tests.support import invariants
@@ -36,12 +37,18 @@ class World:
         self.resets = self.delivered = 0
         self.settings = make_settings(random, **settings)
         self.nodes: list[Node] = []
-        self.store = self.parts.store(self.settings, lambda: self.time + self.skew * SECOND)
-        self.store.listeners.append(self.announce)
         self.lineage: set[str] = set()  # ids of all that the present store has, or had until it expired
+        self.store = self._store()
+        self.old: MemoryStore | None = None  # which was replaced, and lives on
+        self.old_lineage: set[str] = set()
         self.copied: tuple[Any, set[str]] | None = None
         self.nodes = [Node(self, f"node{i}") for i in range(3)]
         self.subscribers = [self._subscriber(i) for i in range(6)]
+
+    def _store(self) -> MemoryStore:
+        store = self.parts.store(self.settings, lambda: self.time + self.skew * SECOND)
+        store.listeners.append(lambda frame: self.announce(store, frame))
+        return store
 
     def _subscriber(self, number: int) -> Subscriber:
         kind = self.random.choice(["ws", "ws", "sse", "poll"])
@@ -57,18 +64,21 @@ class World:
     def partition(self, channel: str) -> int:
         return partition_of(channel, self.settings.partitions)
 
-    def stored(self, partition: int) -> set[str]:
-        return {id for id in self.lineage if self.records[id].partition == partition}
+    def stored(self, store: MemoryStore, partition: int) -> set[str]:
+        return {id for id in self._lineage(store) if self.records[id].partition == partition}
 
-    def announce(self, frame: Frame) -> None:
+    def _lineage(self, store: MemoryStore) -> set[str]:
+        return self.lineage if store is self.store else self.old_lineage
+
+    def announce(self, store: MemoryStore, frame: Frame) -> None:
         message = frame.message
         self.published += 1
         self.records[message.id] = Published(
             self.published, message.id, message.channel, frame.partition, message.key, message.offset
         )  # fmt: skip
-        self.lineage.add(message.id)
+        self._lineage(store).add(message.id)
         for node in self.nodes:
-            if node.linked and frame.partition in node.chain.followed:
+            if node.linked and node.store is store and frame.partition in node.chain.followed:
                 node.inbox.append(frame)
 
     # ---------------------------------------------------------------- what happens
@@ -80,7 +90,7 @@ class World:
         if self.records and r.random() < 0.05:
             again = r.choice(list(self.records.values()))
             draft = self._draft(again.channel, again.id, again.key) if again.id.startswith("m") else None
-            if draft is not None and self.store.state.ids.find(draft, self.store.clock()) is not None:
+            if draft is not None and node.store.state.ids.find(draft, node.store.clock()) is not None:
                 node.publish(draft)
                 return
         channel = r.choice(CHANNELS)
@@ -95,7 +105,10 @@ class World:
     def step(self) -> None:
         r = self.random
         node = r.choice(self.nodes)
-        self.time += int(r.choice([0, 0, 0, 0.001, 0.01, 1, 1, 2, 5, 20]) * SECOND) + r.randrange(3)
+        seconds = [0, 0, 0, 0.001, 0.01, 1, 1, 2, 5, 20] if self.old is None else [0, 0.001, 0.01, 0.1, 1]
+        self.time += int(r.choice(seconds) * SECOND) + r.randrange(3)
+        if self.parts.tears and r.random() < 0.2:
+            return self.tear(node)
         what = r.random()
         if what < 0.36:
             self.publish(node)
@@ -115,6 +128,7 @@ class World:
         else:
             self.store_trouble()
         self.inspect()
+        return None
 
     def work_a_little(self, node: Node) -> None:
         r = self.random
@@ -170,10 +184,12 @@ class World:
             if not node.linked:
                 node.link()
         elif what < 0.92:
-            node.unfollow(r.randrange(self.settings.partitions))
+            partition = r.randrange(self.settings.partitions)
+            if not self.parts.tears or node.settled:  # else the only witness of the old store's last offset may go
+                node.unfollow(partition)
         elif what < 0.97:
             self.store.sweep()
-        else:
+        elif not self.parts.tears or node.settled:
             self.reboot(node)
 
     def reboot(self, node: Node) -> None:
@@ -182,7 +198,36 @@ class World:
                 client.away()
         node.boot()
 
+    def tear(self, node: Node) -> None:
+        """A failover by hand: first the store is replaced while it lives on, then one node after another moves."""
+        r = self.random
+        if self.old is None:
+            if r.random() < 0.1:
+                self.old, self.old_lineage, skew = self.store, self.lineage, self.skew
+                self.old.clock = lambda: self.time + skew * SECOND
+                state, self.lineage = self.copy()
+                self.skew = r.choice(SKEW)
+                self.store = self._store()
+                self.store.state = state
+        elif node.store is self.old and r.random() < 0.4:
+            node.cut()
+            node.inbox.clear()
+            node.store = self.store
+            node.link()
+        elif r.random() < 0.05:
+            self.mend()
+
+    def mend(self) -> None:
+        """The old store takes no more writes: whoever is still with it finds the new one."""
+        for node in self.nodes:
+            if node.store is self.old:
+                node.cut()
+                node.inbox.clear()
+                node.store = self.store
+        self.old = None
+
     def store_trouble(self) -> None:
+        self.mend()
         r = self.random
         what = r.random()
         if what < 0.45:
@@ -239,6 +284,7 @@ class World:
 
     def settle(self) -> None:
         """Everybody connects, everything is checked, all is read; then nothing may have been missed silently."""
+        self.mend()
         for _ in range(4):
             for node in self.nodes:
                 node.link()

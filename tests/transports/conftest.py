@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.conftest import running
 from tests.support.clients import TRANSPORTS
-from tests.support.gateway import Gateway
+from tests.support.gateway import OWN_PARTITIONS, Gateway
 
 SETTLED_WITHIN = 10.0  # seconds; a linger and what a busy machine needs
 CHANNELS = """
@@ -31,6 +32,21 @@ def gateway_settings() -> dict[str, Any]:
     return {"heartbeat": "1s", "linger": "100ms", "toml": CHANNELS}
 
 
+PATHS = [pytest.param(True, id="native"), pytest.param(False, id="asgi", marks=pytest.mark.chaos)]
+
+
+@pytest.fixture(scope="module", params=PATHS)
+def native(request: pytest.FixtureRequest) -> bool:
+    """Whether the module's gateways take connections below ASGI, or through it."""
+    return bool(request.param)
+
+
+@pytest.fixture(scope="module")
+def gateway(native: bool, gateway_settings: dict[str, Any]) -> Iterator[Gateway]:
+    with running(native=native, **gateway_settings) as gateway:
+        yield gateway
+
+
 @pytest.fixture(params=TRANSPORTS)
 def transport(request: pytest.FixtureRequest) -> str:
     return str(request.param)
@@ -41,7 +57,7 @@ Holdings = Callable[[], dict[str, float]]
 
 @pytest.fixture(scope="module")
 def holdings(gateway: Gateway) -> Iterator[Holdings]:
-    """Asks the module's gateway what it holds for its clients; in the end it must follow no partition any more."""
+    """Asks the module's gateway what it holds; in the end it must follow no partition for its clients any more."""
     names = ("sessions", "subscriptions", "connections", "channels", "partitions", "tasks")
     with gateway.http() as http:
 
@@ -53,19 +69,23 @@ def holdings(gateway: Gateway) -> Iterator[Holdings]:
                     found[name] = sum(sample.value for sample in family.samples)
             return found
 
+        def settled() -> None:
+            end = time.monotonic() + SETTLED_WITHIN
+            while (found := ask()["partitions"]) != OWN_PARTITIONS:
+                assert time.monotonic() < end, f"the gateway follows {found} partitions"
+                time.sleep(0.05)
+
+        settled()
         yield ask
-        end = time.monotonic() + SETTLED_WITHIN
-        while found := ask()["partitions"]:
-            assert time.monotonic() < end, f"the gateway still follows {found} partitions"
-            time.sleep(0.05)
+        settled()
 
 
 @pytest.fixture(scope="module")
 def holdings_when_idle(gateway: Gateway, holdings: Holdings) -> dict[str, float]:
     """Of a gateway that serves nobody: its own few tasks, and one that sse-starlette starts with the first stream."""
-    before = holdings()
+    before = holdings() | {"partitions": 0.0}
     assert {name for name, value in before.items() if value} == {"tasks"}
-    with gateway.http() as http, http.stream("GET", "/v1/sse?channels=topic:first") as response:
+    with gateway.http() as http, http.stream("POST", "/v1/sse", json={"channels": ["topic:first"]}) as response:
         assert response.status_code == 200
     return before | {"tasks": before["tasks"] + 1}
 

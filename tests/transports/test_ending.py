@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import time
 
+import pytest
 from websockets.asyncio.client import connect as connect_websocket
 
 from tests.support.clients import TRANSPORTS, Frame, connect, decode_cursor, encode_cursor
 from tests.support.gateway import Gateway
 from tests.support.keys import bearer, token
+from tests.support.knock import knock
 from tests.support.publishing import publish
 from tests.support.raw import RawStream
 from tests.support.sse import Event, Parser
@@ -137,18 +140,64 @@ async def test_a_full_gateway_says_so() -> None:
         await clients[1].close()
 
 
-async def test_a_draining_gateway_says_so() -> None:
-    """One that reads nothing holds up the end for a moment; whoever comes then is sent elsewhere."""
+async def test_one_that_has_not_said_who_it_is_is_told_as_well() -> None:
+    with Gateway() as gateway:
+        async with connect_websocket(gateway.ws_url + "/v1/ws", proxy=None) as websocket:
+            began = time.monotonic()
+            assert await stop(gateway) == 0
+            await websocket.wait_closed()
+            assert websocket.close_code == 4100
+        assert time.monotonic() - began < 5, "nobody waits until it does"
+
+
+@pytest.mark.parametrize("native", [True, False], ids=["native", "asgi"])
+async def test_a_busy_gateway_says_so_before_it_asks_who_it_is(native: bool) -> None:
+    """One whose event loop is late at any time, for it is to be never later than a microsecond."""
+    origins = "https://app.example"
+    with Gateway(native=native, max_lag="1us", allowed_origins=origins) as gateway, gateway.http() as http:
+        poll = {"channels": "topic:a", "wait": "0"}
+        await gateway.until(lambda: http.get("/v1/poll", params=poll).status_code == 503)
+        before = gateway.metric("ringcast_refusals_total", code="busy")
+        await told_to_go(gateway, "busy", 4104)
+        assert await knock(gateway, headers={"Authorization": "Bearer of-no-one"}) == await knock(gateway)
+        assert (await knock(gateway))[0] == 4104
+        assert (await knock(gateway, origin="https://elsewhere.example"))[0] == 403
+        assert gateway.metric("ringcast_refusals_total", code="busy") == before + 6
+        assert gateway.metric("ringcast_refusals_total", code="unauthorised") == 0
+        assert await publish(gateway, "topic:a", ["as before"])
+        assert gateway.complaints() == []
+
+
+async def test_a_draining_gateway_listens_no_more_and_says_so_to_who_had_come() -> None:
+    """One that reads nothing holds up the end for a moment."""
     with Gateway(toml="[channels.deep]\nhistory_size = 100000") as gateway:
         stuck = await RawStream.open("sse", gateway.url, ANN, "deep:a", receive_buffer=4096)
         stuck.transport.pause_reading()
         await publish(gateway, "deep:a", ["x" * 1000] * 4000)
+        silent = [await asyncio.open_connection("127.0.0.1", gateway.port) for _ in range(2)]
         gateway.signal(signal.SIGTERM)
-        await gateway.until(lambda: gateway.metric("ringcast_draining") == 1, within=1)
-        await told_to_go(gateway, "draining", 4100)
+        await gateway.until(lambda: refuses(gateway.port))
+        answers = []
+        for path, (reader, writer) in zip(("sse", "poll"), silent, strict=True):
+            head = f"GET /v1/{path}?channels=topic:a HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {ANN}\r\n\r\n"
+            writer.write(head.encode())
+            answers.append(await reader.read())
+            writer.close()
+        assert b" 200 OK\r\n" in answers[0]
+        assert b'"code":4100' in answers[0]
+        assert b" 503 Service Unavailable\r\n" in answers[1]
+        assert b'"code":"draining"' in answers[1]
         assert await stop(gateway) == 0
         assert gateway.complaints() == []
         await stuck.close()
+
+
+def refuses(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except OSError:
+        return True
+    return False
 
 
 async def test_a_gateway_that_was_killed_tells_whoever_comes_back() -> None:

@@ -333,6 +333,23 @@ async def test_a_snapshot_is_the_newest_value_of_each_key(gateway: Gateway, tran
     assert [(frame["key"], frame["data"]) for frame in frames] == [("a", 3)]
 
 
+async def test_with_a_time_too_a_snapshot_is_of_tables_and_the_time_of_the_rest(
+    gateway: Gateway, transport: str
+) -> None:  # fmt: skip
+    table, log = f"table:both-{transport}", f"topic:both-{transport}"
+    await publish(gateway, table, range(3), key="a")
+    await publish(gateway, log, range(3))
+    async with await connect(
+        transport, gateway.url, ANN, channels=[table, log], since="earliest", snapshot=True
+    ) as client:  # fmt: skip
+        snapshot = await snapshot_of(client, table)
+        await publish(gateway, table, [3], key="a")
+        frames = await client.messages(4)
+    assert [message["data"] for message in snapshot] == [2]
+    assert [frame["data"] for frame in frames if frame["channel"] == log] == [0, 1, 2]
+    assert [frame["data"] for frame in frames if frame["channel"] == table] == [3]
+
+
 async def test_the_stream_continues_a_snapshot_without_a_gap(gateway: Gateway, transport: str) -> None:
     """Keys count up while clients join: whatever the snapshot says, the next value of that key is one more."""
     channel = f"table:counts-{transport}"

@@ -45,12 +45,13 @@ async def test_joining_while_messages_pass_at_full_speed_loses_nothing(gateway: 
                 await asyncio.sleep(chance.uniform(0, 0.005))
             published += await publishing
         clients = await asyncio.gather(*joined)
+        published += await publish(gateway, channel, ["the last"])  # which even the last to join waits for
         await asyncio.gather(*(client.reach(published[-1]) for client in clients))
     finally:
         for task in joined:
             if not task.done() or task.exception() is None:
                 await (await task).close()
-    assert len(published) == MESSAGES
+    assert len(published) == MESSAGES + 1
     for client in clients:
         assert client.seen == [offset for offset in published if offset > client.start]
     starts = [client.start for client in clients]

@@ -43,9 +43,9 @@ def gateway_settings() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def calm() -> Iterator[Gateway]:
+def calm(native: bool) -> Iterator[Gateway]:
     """A second gateway of the same kind, for comparison: nobody stops reading there."""
-    with Gateway(**SETTINGS) as calm:
+    with Gateway(native=native, **SETTINGS) as calm:
         yield calm
 
 

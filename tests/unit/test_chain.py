@@ -43,7 +43,7 @@ def heard() -> Heard:
 @pytest.fixture
 def chain(heard: Heard) -> Chain:
     """A chain that follows the partition from 100."""
-    chain = Chain(heard)
+    chain = Chain(heard, lambda: 0.0)
     chain.begin(P, 100, OLD)
     assert heard.since() == [("watermark", 100)]
     return chain
@@ -121,17 +121,17 @@ def test_live_goes_on_while_a_periodic_check_is_under_way(chain: Chain, heard: H
 
 
 def test_it_claims_its_watermark_and_what_it_published(chain: Chain) -> None:
-    assert chain.claims(P) == [(100, OLD)]
+    assert chain.claims(P) == [(100, OLD, 0)]
     chain.acknowledged(P, 130, OLD)
-    assert chain.claims(P) == [(130, OLD)]
+    assert chain.claims(P) == [(130, OLD, 0)]
     chain.acknowledged(P, 140, NEW)
-    assert sorted(chain.claims(P)) == [(130, OLD), (140, NEW)]
+    assert sorted(chain.claims(P)) == [(130, OLD, 0), (140, NEW, 0)]
 
 
 def test_an_acknowledgement_that_comes_late_lowers_no_claim(chain: Chain) -> None:
     chain.acknowledged(P, 130, OLD)
     chain.acknowledged(P, 120, OLD)
-    assert chain.claims(P) == [(130, OLD)]
+    assert chain.claims(P) == [(130, OLD, 0)]
 
 
 def test_an_acknowledgement_during_a_check_outlives_its_answer(chain: Chain) -> None:
@@ -139,38 +139,85 @@ def test_an_acknowledgement_during_a_check_outlives_its_answer(chain: Chain) -> 
     chain.claims(P)
     chain.acknowledged(P, 140, NEW)
     chain.answered(P, 135, NEW)
-    assert chain.claims(P) == [(140, NEW)]
+    assert chain.claims(P) == [(140, NEW, 0)]
 
 
 def test_what_was_told_is_not_claimed_again(chain: Chain) -> None:
     chain.acknowledged(P, 130, OLD)
     chain.claims(P)
     chain.answered(P, 500, NEW)
-    assert chain.claims(P) == [(500, NEW)]
+    assert chain.claims(P) == [(500, NEW, 0)]
+
+
+@pytest.fixture
+def time() -> list[float]:
+    """What the clock of `timed` says: seconds."""
+    return [50.0]
+
+
+@pytest.fixture
+def timed(heard: Heard, time: list[float]) -> Chain:
+    chain = Chain(heard, lambda: time[0])
+    chain.begin(P, 100, OLD)
+    return chain
+
+
+def test_a_claim_says_how_long_ago_anything_was_heard_less_the_time_that_an_answer_takes(
+    timed: Chain, time: list[float]
+) -> None:
+    time[0] += 0.9
+    assert timed.claims(P) == [(100, OLD, 0)], "whoever published may not have the answer yet"
+    time[0] += 1.6
+    assert timed.claims(P) == [(100, OLD, 1_500_000)]
+    timed.frame(frame(100, 105))
+    time[0] += 2
+    assert timed.claims(P) == [(105, OLD, 1_000_000)]
+    timed.acknowledged(P, 104, OLD)
+    time[0] += 3
+    assert timed.claims(P) == [(105, OLD, 2_000_000)], "its own, which it was told of after the others"
+    timed.frame(frame(103, 110))
+    time[0] += 1.5
+    assert timed.claims(P) == [(110, OLD, 500_000)], "held back"
+    timed.read(P, 109, OLD)
+    time[0] += 1.25
+    assert timed.claims(P) == [(110, OLD, 250_000)]
+
+
+def test_an_acknowledgement_during_a_check_is_claimed_though_more_was_claimed_already(
+    timed: Chain, time: list[float]
+) -> None:
+    """Others may have been told of the loss before it came."""
+    timed.acknowledged(P, 140, OLD)
+    timed.claims(P)
+    time[0] += 1
+    timed.acknowledged(P, 130, OLD)
+    time[0] += 3
+    timed.answered(P, 500, NEW)
+    assert sorted(timed.claims(P)) == [(140, OLD, 2_000_000), (500, NEW, 0)]
 
 
 def test_following_tells_claims_too_and_settles_them(heard: Heard) -> None:
-    chain = Chain(heard)
+    chain = Chain(heard, lambda: 0.0)
     chain.acknowledged(P, 130, OLD)
-    assert chain.claims(P) == [(130, OLD)]
+    assert chain.claims(P) == [(130, OLD, 0)]
     chain.begin(P, 500, NEW)
-    assert chain.claims(P) == [(500, NEW)]
+    assert chain.claims(P) == [(500, NEW, 0)]
 
 
 def test_a_publisher_stays_a_witness_of_what_it_does_not_follow(heard: Heard) -> None:
-    chain = Chain(heard)
+    chain = Chain(heard, lambda: 0.0)
     chain.acknowledged(P, 130, OLD)
     chain.claims(P)
     chain.answered(P, 140, NEW)
     assert heard.since() == []
-    assert chain.claims(P) == [(140, NEW)]
+    assert chain.claims(P) == [(140, NEW, 0)]
 
 
 def test_what_is_held_back_is_claimed(chain: Chain) -> None:
     """The store may have lost exactly that, and then nobody else can tell."""
     chain.frame(frame(105, 110))
     chain.frame(frame(90, 103, NEW))
-    assert sorted(chain.claims(P)) == [(103, NEW), (110, OLD)]
+    assert sorted(chain.claims(P)) == [(103, NEW, 0), (110, OLD, 0)]
 
 
 def test_a_frame_of_a_store_that_is_gone_is_asked_about_once(chain: Chain, heard: Heard) -> None:
@@ -189,7 +236,7 @@ def test_a_frame_of_another_history_that_came_after_the_claims_is_asked_about(ch
     chain.frame(frame(100, 110, OLD))
     chain.answered(P, 200, NEW)
     assert chain.due == {P}
-    assert sorted(chain.claims(P)) == [(110, OLD), (200, NEW)]
+    assert sorted(chain.claims(P)) == [(110, OLD, 0), (200, NEW, 0)]
     chain.answered(P, 300, NEW)
     assert not chain.due
     assert heard.since() == [("gap", 200), ("gap", 300)]
@@ -215,7 +262,7 @@ def test_what_cannot_be_held_is_asked_about_again(
     chain.answered(P, 110, OLD)
     assert heard.since() == [("gap", 110), ("message", 111)]
     assert chain.due == {P}
-    assert chain.claims(P) == [(113, OLD)], "a frame that was dropped is known of all the same"
+    assert chain.claims(P) == [(113, OLD, 0)], "a frame that was dropped is known of all the same"
     chain.answered(P, 113, OLD)
     assert heard.since() == [("gap", 113)]
     assert not chain.due
@@ -223,7 +270,7 @@ def test_what_cannot_be_held_is_asked_about_again(
 
 def test_a_read_makes_a_witness(chain: Chain) -> None:
     assert chain.read(P, 150, OLD)
-    assert chain.claims(P) == [(150, OLD)]
+    assert chain.claims(P) == [(150, OLD, 0)]
 
 
 def test_a_read_of_less_than_was_told_is_not_to_be_used(chain: Chain) -> None:
@@ -235,11 +282,11 @@ def test_a_read_of_less_than_was_told_is_not_to_be_used(chain: Chain) -> None:
 
 
 def test_frames_may_come_before_the_store_has_said_where_a_new_partition_is(heard: Heard) -> None:
-    chain = Chain(heard)
+    chain = Chain(heard, lambda: 0.0)
     chain.expect(P)
     chain.frame(frame(90, 100))
     chain.frame(frame(100, 105))
-    assert chain.claims(P) == [(105, OLD)], "no position of its own yet"
+    assert chain.claims(P) == [(105, OLD, 0)], "no position of its own yet"
     chain.answered(P, 100, OLD)
     assert heard.since() == [("watermark", 100), ("message", 105)]
     assert not chain.due

@@ -11,7 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.client import Message, Refused, Reset, Subscriber, TokenExpired, Unsubscribed
-from gateway.client.frames import Checkpoint, Frame, Goodbye, Ping, Positions, Subscribed, Welcome, decode_frame
+from gateway.client.frames import (
+    MEANWHILE,
+    Checkpoint,
+    Frame,
+    Goodbye,
+    Ping,
+    Positions,
+    Subscribed,
+    Welcome,
+    decode_frame,
+)
 from gateway.client.links import answered
 from gateway.client.reconnect import Ended, Reconnect
 from gateway.client.stream import MAX_EVENT, Events
@@ -73,6 +83,28 @@ def test_a_reset_begins_anew_at_its_offset() -> None:
     reset = positions.take(control("reset", "topic:a", reason="unknown", offset=20))
     assert reset == Reset("topic:a", "unknown", 20)
     assert isinstance(positions.take(message(21)), Message)
+
+
+def test_a_reset_of_a_connection_opened_beside_another_shows_only_what_that_one_did_not() -> None:
+    positions = Positions(encode_cursor({"topic:a": 50}))
+    reset = control("reset", "topic:a", reason="lost", offset=50)
+    taken = [positions.take(frame, beside=True) for frame in (reset, message(60), message(62))]
+    again = [positions.take(message(offset)) for offset in (60, 61, 62, 63)] if positions.take(reset) else []
+    assert [found.offset for found in (*taken, *again) if isinstance(found, Message)] == [60, 62, 61, 63]
+    assert positions.take(reset)  # a later one, which no connection beside another has brought
+    assert [bool(positions.take(message(offset))) for offset in (60, 61, 62, 63)] == [True] * 4
+
+
+def test_what_is_remembered_for_a_connection_beside_another_is_bounded() -> None:
+    positions = Positions(encode_cursor({"topic:a": 0, "topic:b": 0}))
+    for offset in range(1, MEANWHILE + 101):
+        assert positions.take(message(offset), beside=True)
+    positions.take(control("reset", "topic:a", reason="lost", offset=0))
+    again = [offset for offset in range(1, MEANWHILE + 101) if positions.take(message(offset))]
+    assert again == list(range(MEANWHILE + 1, MEANWHILE + 101))
+    assert positions.take(message(1, "topic:b"), beside=True)
+    positions.take(control("unsubscribed", "topic:b"))
+    assert positions.take(message(1, "topic:b")), "it was left, and entered again from its beginning"
 
 
 def test_what_is_told_of_a_subscription_replaces_the_position() -> None:

@@ -5,7 +5,13 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from gateway.cluster import Member, State, View
+from gateway.auth import Authenticator
+from gateway.brokers.memory import MemoryBroker
+from gateway.brokers.memory_store import MemoryStore
+from gateway.cluster import ACCEPT_RATE, MISSED, Cluster, Member, State, View
+from gateway.metrics import Metrics
+from gateway.node import Node
+from gateway.settings import Settings
 
 TTL = 6.0
 
@@ -35,6 +41,23 @@ def test_a_node_is_on_its_own_ring_while_it_is_active() -> None:
     view.become(member("draining"))
     assert ring(view) == []
     assert view.members["a"].state == "draining"
+
+
+def test_what_the_others_take_is_shared_by_all_that_drain(view: View) -> None:
+    """A node that joins takes nobody yet; of one that does not say what it takes a usual figure is taken."""
+    assert view.budget() == 0
+    for name, rate in (("b", 500), ("c", 300)):
+        view.heard(name, msgspec.json.encode(Member("active", 64, "0.1.0", accept_rate=rate)), False, 0.0)
+    view.heard("d", msgspec.json.encode(Member("joining", 64, "0.1.0", accept_rate=5000)), False, 0.0)
+    assert view.budget() == 800
+    view.become(member("draining"))
+    assert view.budget() == 800
+    view.heard("e", told("draining"), False, 0.0)
+    assert view.budget() == 400
+    view.heard("f", b'{"state":"active","partitions":64,"release":"0.0.9"}', False, 0.0)
+    assert view.budget() == (800 + ACCEPT_RATE) / 2
+    view.expire(TTL)
+    assert view.budget() == 0
 
 
 def test_two_nodes_that_heard_of_each_other_have_one_hash(view: View) -> None:
@@ -87,9 +110,10 @@ def test_a_draining_node_is_known_and_off_the_ring_and_a_deleted_one_is_gone(vie
 @pytest.mark.parametrize("lie", [told("draining"), b"null", b"{}"])
 @pytest.mark.parametrize("deleted", [False, True])
 def test_a_node_believes_nothing_of_itself_that_it_hears(view: View, lie: bytes, deleted: bool) -> None:
+    before = dict(view.members)
     view.heard("a", lie, deleted, 0.0)
     view.expire(1000.0)
-    assert view.members == {"a": member()}
+    assert view.members == before
     assert ring(view) == ["a"]
 
 
@@ -107,6 +131,13 @@ def test_fields_of_a_later_version_are_passed_over(view: View) -> None:
     assert ring(view) == ["a", "b"]
 
 
+def test_a_node_knows_when_it_last_heard_itself(view: View) -> None:
+    view.heard("b", told(), False, 1.0)
+    assert view.echoed_at < 0
+    view.heard("a", told(), False, 2.0)
+    assert view.echoed_at == 2.0
+
+
 def test_a_node_with_other_partitions_is_known_and_has_none_of_them(view: View) -> None:
     view.heard("b", told(partitions=128), False, 0.0)
     assert "b" in view.members
@@ -119,3 +150,42 @@ def test_a_refresh_draws_no_new_ring(view: View) -> None:
     view.heard("b", told(), False, 1.0)
     view.become(member())
     assert view.ring is before
+
+
+def cluster(broker: str) -> Cluster:
+    settings = Settings(broker=broker, node="a", partitions=64)
+    return Node(settings, MemoryBroker(MemoryStore(settings)), Authenticator(settings), Metrics()).cluster
+
+
+def test_a_node_is_home_to_its_share_and_to_none_while_it_is_off_the_ring() -> None:
+    one = cluster("redis://localhost")
+    assert not any(map(one.is_home, range(64)))  # joining
+    one.view.become(member())
+    assert all(map(one.is_home, range(64)))
+    one.view.heard("b", told(), False, 0.0)
+    assert 0 < sum(map(one.is_home, range(64))) < 64
+    ends = one._node.broker.homes()  # whose keys it ends
+    assert list(ends) == [number for number in range(64) if one.is_home(number)]
+    one.drain()
+    assert not any(map(one.is_home, range(64)))
+
+
+def test_a_node_that_is_alone_is_home_to_all_to_its_end() -> None:
+    one = cluster("memory://")
+    assert all(map(one.is_home, range(64)))
+    one.drain()
+    assert all(map(one.is_home, range(64)))
+
+
+def test_who_fell_silent_is_missed_for_a_while_and_who_said_goodbye_is_not(view: View) -> None:
+    view.heard("b", told(), False, 0.0)
+    view.heard("c", told("draining"), False, 0.0)
+    assert view.others(1.0) == {"b", "c"}
+    view.heard("c", b"null", True, 2.0)
+    view.expire(TTL)
+    assert set(view.members) == {"a"}
+    assert view.others(TTL) == {"b"}
+    assert view.others(TTL + MISSED) == set()
+    view.heard("b", told(), False, TTL + 1.0)
+    view.heard("b", b"null", True, TTL + 2.0)
+    assert view.others(TTL + 2.0) == set()

@@ -26,6 +26,9 @@ from gateway.identity import ANONYMOUS, MAX_PATTERNS, Identity, check_pattern, u
         ("ringcast:nodes", "ringcast:nodes", False),
         ("topic:caf\u00e9", "topic:cafe\u0301", False),  # composed and decomposed: not the same bytes
         ("topic:\uff11*", "topic:1", False),  # FULLWIDTH DIGIT ONE
+        ("presence:*", "presence:topic:a", True),
+        ("presence:topic:*", "presence:topic:a", True),
+        ("presence:topic:*", "presence:room:a", False),
     ],
 )
 def test_a_pattern_matches_byte_for_byte_and_never_the_gateways_own(pattern: str, channel: str, matches: bool) -> None:
@@ -37,9 +40,9 @@ def test_a_pattern_matches_byte_for_byte_and_never_the_gateways_own(pattern: str
 @pytest.mark.parametrize(
     "pattern",
     [
-        "", "**", "topic", "topic:", "us*", "topic:*news", "topic:*:*", "topic:a*b", "*:news", "*topic:news",
-        "topic:a,b", "topic:a b", "TOPIC:*", "topic:**", "topic:a\u200b*", "topic:\ud800*", "topic:" + "x" * 201, 7,
-        None, ["topic:*"],
+        "", "**", "topic", "topic:", "us*", "topic:*news", "topic:*:*", "presence:us*", "topic:a*b", "*:news",
+        "*topic:news", "topic:a,b", "topic:a b", "TOPIC:*", "topic:**", "topic:a\u200b*", "topic:\ud800*",
+        "topic:" + "x" * 201, 7, None, ["topic:*"],
     ],
 )  # fmt: skip
 def test_a_malformed_pattern_is_refused(pattern: object) -> None:
@@ -52,7 +55,8 @@ def test_a_user_reads_its_own_channels_and_nobody_elses() -> None:
     assert ann.principal == "user:4"
     assert ann.own_channels == ("user:4", "jobs:4")
     assert all(map(ann.may_read, ann.own_channels))
-    assert not any(map(ann.may_read, ("user:42", "user:", "jobs:42", "user:4 ", "user:\u0664", "presence:user:4")))
+    assert not any(map(ann.may_read, ("user:42", "user:", "jobs:42", "user:4 ", "user:\u0664", "presence:user:42")))
+    assert ann.may_read("presence:user:4")  # who reads a channel may know who else does
     assert not any(map(ann.may_publish, ("user:4", "jobs:4", "user:42")))
 
 

@@ -14,6 +14,7 @@ OWN = {"gateway", "publisher", "client_demo", "tests"}
 FREE = ("message", "errors", "settings", "metrics", "ring")  # import nothing of ours
 WIRING = {"gateway.app", "gateway.server", "gateway.cli"}  # know everything, and nothing else knows them
 CLIENT_SIDE = {"gateway.client", "gateway.message", "gateway.errors"}  # all that the base install may use
+OUTSIDE = CLIENT_SIDE | {"gateway.verify", "gateway.settings", "publisher"}  # what may judge a gateway from outside
 MAX_LINES = 400
 
 
@@ -63,6 +64,17 @@ def test_the_publisher_never_imports_the_gateway() -> None:
         assert not [used for used in imports(path) if not uses(used, "publisher")], name
 
 
+def test_of_the_queues_each_is_known_to_its_integration_alone() -> None:
+    """And a client of Redis to none: which version there is, is the application's affair."""
+    queues = {"redis", "celery", "kombu", "billiard", "rq", "arq", "dramatiq", "taskiq"}
+    for name, path in modules("publisher").items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            known = queues.intersection(used.partition(".")[0] for used in names)
+            assert known <= {name.removeprefix("publisher.")}, name
+
+
 def test_brokers_know_neither_sessions_nor_sockets() -> None:
     above = ("gateway.hub", "gateway.session", "gateway.node", "gateway.transports", "gateway.api")
     for name, path in modules("gateway/brokers").items():
@@ -83,6 +95,11 @@ def test_only_the_wiring_knows_the_wiring() -> None:
 def test_the_subscriber_client_needs_only_the_base_install() -> None:
     for name, path in modules("gateway/client").items():
         assert not [used for used in imports(path) if not any(uses(used, module) for module in CLIENT_SIDE)], name
+
+
+def test_who_verifies_a_deployment_knows_it_from_outside_alone() -> None:
+    for name, path in modules("gateway/verify").items():
+        assert not [used for used in imports(path) if not any(uses(used, module) for module in OUTSIDE)], name
 
 
 def test_the_packages_never_import_the_tests_or_the_demo() -> None:

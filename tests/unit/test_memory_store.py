@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from gateway.brokers.chain import Frame
+from gateway.brokers.chain import Claim, Frame
 from gateway.brokers.memory_store import TAKEOVERS, MemoryStore
 from gateway.errors import Problem
 from tests.support.stores import DAY, POLICIES, SECOND, START, Clock, made, offsets, publish, read, recount, take_over
@@ -131,7 +131,7 @@ def test_a_clean_restart_resets_nobody(store: MemoryStore, clock: Clock) -> None
     clock.wait(1)
     sent = publish(store)
     history = take_over(store, store.state)
-    assert store.check(0, [(sent, history)]) == (sent, store.history)
+    assert store.check(0, [Claim(sent, history, 0)]) == (sent, store.history)
     assert read(store, sent).continuous
 
 
@@ -142,8 +142,8 @@ def test_a_store_that_lost_its_tail_is_found_out_by_who_saw_it(store: MemoryStor
     clock.wait(1)
     lost = publish(store)
     history = take_over(store, state)
-    assert store.check(0, [(kept, history)]) == (kept, store.history)
-    top, _ = store.check(0, [(kept, history), (lost, history)])
+    assert store.check(0, [Claim(kept, history, 0)]) == (kept, store.history)
+    top, _ = store.check(0, [Claim(kept, history, 0), Claim(lost, history, 0)])
     assert top == max(lost + 1, clock.now)
     page = read(store, kept)
     assert (page.continuous, page.reason) == (False, "lost")
@@ -155,12 +155,40 @@ def test_the_next_witness_of_the_same_loss_raises_nothing(store: MemoryStore, cl
     clock.wait(1)
     lost = publish(store)
     history = take_over(store, state)
-    first = store.check(0, [(lost, history)])
+    first = store.check(0, [Claim(lost, history, 0)])
     clock.wait(1)
-    assert store.check(0, [(lost, history)]) == first
+    assert store.check(0, [Claim(lost, history, 1_000_001)]) == first
     clock.wait(1)
     sent = publish(store)
-    assert store.check(0, [(lost, history)]) == (sent, store.history)
+    assert store.check(0, [Claim(lost, history, 2_000_001)]) == (sent, store.history)
+
+
+def test_a_witness_of_what_was_acknowledged_since_raises_again(store: MemoryStore, clock: Clock) -> None:
+    """The process that was replaced lives on, and its clock is behind: what it takes lies below what was told."""
+    state = copy.deepcopy(store.state)
+    clock.wait(1)
+    lost = publish(store)
+    later = lost + 10
+    history = take_over(store, state)
+    clock.wait(1)
+    first, _ = store.check(0, [Claim(lost, history, 500_000)])
+    assert later < first
+    clock.wait(1)
+    again, _ = store.check(0, [Claim(later, history, 900_000)])
+    assert again == clock.now
+    assert read(store, first).reason == "lost"
+    assert store.check(0, [Claim(later, history, 100_000)]) == (again, store.history)
+
+
+def test_how_long_ago_another_process_told_of_a_loss_is_not_known(store: MemoryStore, clock: Clock) -> None:
+    state = copy.deepcopy(store.state)
+    clock.wait(1)
+    lost = publish(store)
+    history = take_over(store, state)
+    first, _ = store.check(0, [Claim(lost, history, 0)])
+    take_over(store, store.state)
+    clock.wait(-1)
+    assert store.check(0, [Claim(lost, history, 500_000)])[0] > first
 
 
 def test_a_floor_that_was_raised_for_want_of_room_hides_no_loss(clock: Clock) -> None:
@@ -172,7 +200,7 @@ def test_a_floor_that_was_raised_for_want_of_room_hides_no_loss(clock: Clock) ->
     clock.wait(1)
     sent = publish(store, "log:b")  # there is no room even for its record
     assert read(store, START, "log:b").floor == sent > lost
-    assert store.check(0, [(lost, history)])[0] > sent
+    assert store.check(0, [Claim(lost, history, 0)])[0] > sent
 
 
 def test_a_newer_message_does_not_hide_a_loss(store: MemoryStore, clock: Clock) -> None:
@@ -185,14 +213,14 @@ def test_a_newer_message_does_not_hide_a_loss(store: MemoryStore, clock: Clock) 
     clock.wait(1)
     sent = publish(store)
     assert sent > lost
-    top, _ = store.check(0, [(lost, history)])
+    top, _ = store.check(0, [Claim(lost, history, 0)])
     assert top > sent
     assert not read(store, lost).continuous
 
 
 def test_a_claim_of_a_process_that_was_never_heard_of_is_a_loss(store: MemoryStore, clock: Clock) -> None:
     top, _ = store.check(0, [])
-    assert store.check(0, [(top, "unheard of")])[0] > top
+    assert store.check(0, [Claim(top, "unheard of", 0)])[0] > top
 
 
 def test_the_last_takeovers_are_remembered(store: MemoryStore, clock: Clock) -> None:
@@ -202,9 +230,9 @@ def test_the_last_takeovers_are_remembered(store: MemoryStore, clock: Clock) -> 
     for _ in range(TAKEOVERS - 1):
         store.check(0, [])
         take_over(store, store.state)
-    assert store.check(0, [(sent, first)])[0] == sent
+    assert store.check(0, [Claim(sent, first, 0)])[0] == sent
     take_over(store, store.state)
-    assert store.check(0, [(sent, first)])[0] > sent
+    assert store.check(0, [Claim(sent, first, 0)])[0] > sent
 
 
 def test_a_wiped_store_shows_nothing_from_before(store: MemoryStore, clock: Clock) -> None:

@@ -200,6 +200,20 @@ def test_what_belongs_to_a_user_is_placed_by_the_user(channel: str, key: str) ->
     assert partition_of(channel, 1024) == int(hashlib.sha256(key.encode()).hexdigest()[:16], 16) % 1024
 
 
+def test_a_table_of_presence_lies_in_the_partition_it_names() -> None:
+    assert [partition_of(f"ringcast:presence.{number}", 1024) for number in (0, 7, 1023)] == [0, 7, 1023]
+    for odd in ("ringcast:presence.", "ringcast:presence.x", "ringcast:presence.\u0667", "ringcast:presence.-1"):
+        assert partition_of(odd, 1024) == int(hashlib.sha256(odd.encode()).hexdigest()[:16], 16) % 1024
+
+
+def test_presence_is_told_of_every_channel_that_is_not_the_gateways_own() -> None:
+    longest = "room:" + "x" * 200
+    assert check_channel(f"presence:{longest}") == f"presence:{longest}"
+    for odd in (f"presence:{longest}x", "presence:presence:room:1" + "x" * 200, "presence:nothing", "presence:room:"):
+        with pytest.raises(ValueError, match="channel"):
+            check_channel(odd)
+
+
 def test_partitions_never_change() -> None:
     """Golden values: a deployment's stored logs, and proxies that compute the partition, depend on them for ever."""
     golden = json.loads(Path(__file__).parents[1].joinpath("golden", "partitions.json").read_text())

@@ -36,7 +36,7 @@ def test_counters_and_gauges_are_told_with_their_labels() -> None:
 def test_latencies_fall_into_buckets() -> None:
     metrics = Metrics()
     for seconds in (0.0001, 0.0005, 0.003, 0.003, 60.0):
-        metrics.publish_took(seconds)
+        metrics.publish.add(seconds)
     told = scrape(metrics)
     assert told["ringcast_publish_seconds_bucket", "0.0005"] == 2
     assert told["ringcast_publish_seconds_bucket", "0.0025"] == 2

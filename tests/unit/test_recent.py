@@ -94,3 +94,17 @@ def test_a_slow_reader_of_a_table_is_given_the_newest_value_of_each_key(partitio
         recent.add(a, message("topic:a", offset, key))
     assert offsets(recent, a, 100) == [102, 103, 104, 105]
     assert offsets(recent, a, 103) == [104, 105]
+
+
+def test_a_channel_that_holds_nothing_has_nothing_of_its_own_and_shares_nothing_it_gets(partition: Partition) -> None:
+    recent, a, b = Recent(2 * SIZE), channel(partition), channel(partition, "topic:b")
+    assert a.recent is b.recent
+    recent.add(a, message("topic:a", 101))
+    assert (len(a.recent), len(b.recent)) == (1, 0)
+    assert recent.add(b, message("topic:b", 102)) == []
+    assert recent.add(b, message("topic:b", 103)) == [a]
+    nothing = channel(partition, "topic:c").recent
+    assert a.recent is nothing
+    recent.clear(partition)
+    assert b.recent is nothing
+    assert (len(nothing), recent.bytes) == (0, 0)

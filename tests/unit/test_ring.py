@@ -32,7 +32,7 @@ def test_the_order_and_repetition_of_members_change_nothing() -> None:
 
 def test_homes_are_the_same_in_every_process_and_release() -> None:
     ring = Ring(["a", "b", "c"], 16)
-    assert "".join(ring.home(p) or "-" for p in range(16)) == "abbaababccbcbbcc"
+    assert "".join(ring.home(p) or "-" for p in range(16)) == "cacaababcbacbacc"
     assert ring.hash == "3e15c068bae741ee"
 
 
@@ -66,16 +66,22 @@ def test_when_one_of_ten_goes_little_more_than_its_share_moves(seed: int) -> Non
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_with_64_partitions_it_is_nearly_as_even(seed: int) -> None:
+def test_with_64_partitions_it_is_nearly_as_even_and_more_moves(seed: int) -> None:
+    """As on NATS. Measured over 200 sets of names: 1.31 times a share at most; 1.26 move on average, 2.03 at most."""
     for count in range(3, 11):
-        assert max(Ring(names(count, seed), 64).shares.values()) <= 1.25 * 64 / count + 1
+        assert max(Ring(names(count, seed), 64).shares.values()) <= 1.32 * 64 / count
+    some = names(10, seed)
+    before = Ring(some, 64)
+    went = [moved(before, Ring([name for name in some if name != gone], 64)) for gone in some]
+    assert sum(went) / len(went) <= 1.5 * 64 / 10
+    assert max(went) <= 2.2 * 64 / 10
 
 
 def test_a_hundred_members_take_no_time_to_speak_of() -> None:
     some = names(100, 1)
     took = []
-    for _ in range(5):
+    for _ in range(25):  # on a busy machine caches are shared, and most of them cost two or three times as much
         began = time.process_time()
         Ring(some, P)
         took.append(time.process_time() - began)
-    assert min(took) < 0.15, "meant is 50 ms, on a machine with nothing else to do"
+    assert min(took) < 0.05, "seconds of CPU; it takes 20 ms"

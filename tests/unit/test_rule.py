@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from gateway.brokers.base import Page
-from gateway.brokers.chain import Chain, Followed, Frame
+from gateway.brokers.chain import Chain, Claim, Followed, Frame
 from gateway.brokers.memory_store import Log, MemoryStore, Part
 from gateway.recent import Channel
 from gateway.settings import Policy
@@ -22,17 +22,22 @@ from tests.support.simulated_node import Parts, WatchedHub
 from tests.support.world import World, run
 
 
-def faults(seeds: Iterable[int]) -> dict[int, str]:
-    return {seed: world.faults[0] for seed in seeds if (world := run(seed)).faults}
+def faults(seeds: Iterable[int], parts: Parts | None = None) -> dict[int, str]:
+    return {seed: world.faults[0] for seed in seeds if (world := run(seed, parts)).faults}
 
 
 def test_nothing_is_missed_silently_repeated_or_kept_beyond_its_bound() -> None:
     assert faults(range(400)) == {}
 
 
+def test_the_same_holds_where_a_store_that_was_replaced_lives_on_and_takes_writes() -> None:
+    assert faults(range(60), Parts(tears=True)) == {}
+
+
 @pytest.mark.chaos
-def test_the_same_holds_in_many_more_lives() -> None:
-    assert faults(random.randrange(1 << 40) for _ in range(10_000)) == {}
+@pytest.mark.parametrize("tears", [False, True])
+def test_the_same_holds_in_many_more_lives(tears: bool) -> None:
+    assert faults((random.randrange(1 << 40) for _ in range(10_000)), Parts(tears=tears)) == {}
 
 
 @settings(
@@ -71,15 +76,22 @@ class NoFloor(MemoryStore):
 class NoTakeover(MemoryStore):
     """Nobody's claim is ever found lost."""
 
-    def lost(self, part: Part, told: int, history: str) -> bool:
+    def lost(self, part: Part, claim: Claim) -> bool:
         return False
 
 
 class NoTakeovers(MemoryStore):
     """A claim is compared with the highest offset alone, whoever wrote that."""
 
-    def lost(self, part: Part, told: int, history: str) -> bool:
-        return told > part.top
+    def lost(self, part: Part, claim: Claim) -> bool:
+        return claim.offset > part.top
+
+
+class NoAge(MemoryStore):
+    """A claim below what was told of last is taken for told, whenever it was heard of."""
+
+    def lost(self, part: Part, claim: Claim) -> bool:
+        return claim.offset >= part.announced and super().lost(part, claim)
 
 
 class NoTime(MemoryStore):
@@ -112,6 +124,7 @@ WITHOUT = {  # and a seed that shows it, so that the search is short
     "floor": (Parts(store=NoFloor), 2),
     "takeover": (Parts(store=NoTakeover), 1),
     "takeovers": (Parts(store=NoTakeovers), 37),
+    "age": (Parts(store=NoAge, tears=True), 842),
     "time": (Parts(store=NoTime), 142),
     "chain": (Parts(chain=NoChain), 0),
     "history and time": (Parts(store=NoTime, chain=NoHistory), 34),

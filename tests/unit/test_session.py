@@ -33,13 +33,13 @@ def session(woken: Woken) -> Session:
     partition = Partition(0, 100)
     for name in ("topic:a", "topic:b"):
         session.channels[name] = channel = Channel(name, partition, False)
-        session.behind[channel] = Behind(100, proved=True)
+        session.fall_behind(channel, Behind(100, proved=True))
     return session
 
 
 def follow_live(session: Session, name: str, top: int) -> None:
     channel = session.channels[name]
-    del session.behind[channel]
+    session.caught_up(channel)
     channel.partition.top = top
     channel.live[session] = 0
 
@@ -154,7 +154,7 @@ def test_a_reset_of_a_subscription_that_ended_is_taken_back_too(session: Session
     session.offer(message(50))
     session.offer(Control("reset", "topic:a", offset=60))
     session.offer(ended := Control("unsubscribed", "topic:a"))
-    del session.behind[session.channels.pop("topic:a")]
+    session.caught_up(session.channels.pop("topic:a"))
     assert session.recall() == {}
     assert list(session.outbox) == [ended]
 

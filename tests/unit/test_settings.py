@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from gateway.settings import ConfigError, Policy, Settings, load
+from gateway.config import load
+from gateway.settings import ConfigError, Policy, Settings
 
 HMAC_KEY = "0123456789abcdef0123456789abcdef"
 
@@ -148,6 +149,14 @@ def test_a_flag_is_named_as_it_was_written() -> None:
     assert refusal(drain_wait="soon").startswith("--drain-wait: 'soon' is not a duration")
 
 
+def test_a_node_must_be_able_to_end_before_it_is_killed() -> None:
+    assert Settings(drain_wait=5, drain=11, grace_period=30).drain == 11
+    said = refusal(drain_wait="5s", drain="11.5s", grace_period="30s")
+    assert "drain_wait (5s), drain (11.5s) and 14s for last words do not fit" in said
+    assert "in grace_period (30s): set it to at least 30.5s" in said
+    assert len(said.splitlines()) == 1
+
+
 @pytest.mark.parametrize("url", ["", "memory", "memory:", "memory://x", "amqp://:hunter2@h"])
 def test_an_unknown_broker_is_refused_without_repeating_its_password(url: str) -> None:
     said = refusal(broker=url)
@@ -179,6 +188,14 @@ def test_where_a_node_is_reached_is_an_address_without_more() -> None:
     for url in ("gateway-1:8000", "ws://gateway-1", "https://", "https://me:secret@gateway-1", "https://gateway-1/?a=b"):
         with pytest.raises(ValueError, match="not the address of a gateway"):
             Settings(advertise=url)
+
+
+def test_a_ttl_of_presence_that_would_tell_leaves_at_each_restart_is_refused() -> None:
+    room = {"room": Policy(presence=True)}
+    with pytest.raises(ValueError, match="presence_ttl"):
+        Settings(channels=room, presence_ttl=5)
+    assert Settings(channels=room, presence_ttl=11).presence
+    assert not Settings(presence_ttl=1).presence
 
 
 def test_any_origin_together_with_cookies_is_refused() -> None:

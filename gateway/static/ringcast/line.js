@@ -13,6 +13,7 @@ const HEARTBEAT = 15_000; // until the welcome says otherwise
 const BACK_OFF = { first: 1_000, most: 30_000, stable: 60_000 };
 const UPGRADE = { first: 15_000, most: 300_000 };
 const ANSWER_WITHIN = 5_000; // of a ping that asks whether the line is still there
+const HOME_WITHIN = 4_000; // of whatever a home says first
 
 const DRAINING = 4100;
 const isRefused = (code) => code >= 4000 && code < 4100;
@@ -22,7 +23,8 @@ export class Line {
   #ladder;
   #owner;
   #token;
-  #request;
+  #place;
+  #credentials;
   #upgradeAfter;
 
   #link = null; // in use, or about to be
@@ -37,16 +39,23 @@ export class Line {
   /**
    * @param {import("../ringcast.d.ts").LinkClass[]} ladder from the best to the last resort
    * @param {import("./token.js").Token} token
-   * @param {{url: URL, credentials: RequestCredentials, upgradeAfter?: number}} request
+   * @param {import("./place.js").Place} place
+   * @param {{credentials: RequestCredentials, upgradeAfter?: number}} options
    * @param {object} owner is told, and asked: `wanted()`, `status(status)`, `opened(link)`, `frame(link, frame)`,
    *   `lost()`, `refused(code, reason)`, which says whether to go on, and `failed(code, reason)`
    */
-  constructor(ladder, token, { upgradeAfter = UPGRADE.first, ...request }, owner) {
+  constructor(ladder, token, place, { credentials, upgradeAfter = UPGRADE.first }, owner) {
     this.#ladder = ladder;
     this.#token = token;
-    this.#request = request;
+    this.#place = place;
+    this.#credentials = credentials;
     this.#upgradeAfter = this.#upgradeIn = upgradeAfter;
     this.#owner = owner;
+  }
+
+  /** Whether another link is being opened beside the one in use. */
+  get opening() {
+    return this.#beside !== null;
   }
 
   /** The link in use, once it has opened. */
@@ -83,14 +92,24 @@ export class Line {
     link.heard = Date.now();
     link.heartbeat = frame.heartbeat_ms ?? link.heartbeat;
     if (frame.type === "ping" || frame.type === "pong" || frame.type === "checkpoint") link.pinged = true;
+    if (frame.type === "welcome") this.#place.told(link.at, frame);
     if (!link.opened && frame.type !== "goodbye" && frame.type !== "error") this.#opened(link);
     if (frame.type === "goodbye") this.#goodbye(link, frame);
     this.#owner.frame(link, frame);
+    if (frame.type === "welcome" && !link.heartbeats) this.#moveOn(link);
+  }
+
+  /** Polls have no connection that would have to be ended: the next one goes where we belong. */
+  #moveOn(link) {
+    if (link !== this.link || this.#beside || link.at === this.#place.now) return;
+    this.reopen();
+    this.#beside.moving = true;
   }
 
   /** A goodbye names the code that the close behind it has; only a draining node says how long the link may stay. */
   #goodbye(link, frame) {
     link.goodbye = frame;
+    if (frame.code === DRAINING) this.#place.forget(link.at);
     if (!link.opened || frame.code !== DRAINING) return;
     link.timers.leave = setTimeout(() => link === this.#link && this.reopen(), frame.after_ms ?? 0);
   }
@@ -106,6 +125,8 @@ export class Line {
     const Transport = this.#ladder[rung];
     const link = {
       rung,
+      at: this.#place.now,
+      moving: false, // to its home, from a link that is as good
       transport: Transport.transport,
       heartbeats: Transport.heartbeats,
       wire: null,
@@ -123,7 +144,12 @@ export class Line {
     };
     link.token.then(
       (token) => {
-        if (!link.over) link.wire = new Transport(this.#desk(link, token));
+        if (link.over) return;
+        if (this.#place.isHome(link.at)) {
+          const late = () => link.opened || this.#ended(link, { reason: "the home does not answer" });
+          link.timers.home = setTimeout(late, HOME_WITHIN);
+        }
+        link.wire = new Transport(this.#desk(link, token));
       },
       (error) => {
         this.#token.drop(link.token);
@@ -137,12 +163,13 @@ export class Line {
 
   #desk(link, token) {
     return {
-      ...this.#request,
+      url: link.at,
+      credentials: this.#credentials,
       token,
       wanted: () => {
         const wanted = this.#owner.wanted();
         link.asked = new Set(wanted.channels);
-        return wanted;
+        return { ...wanted, partition: this.#place.partition };
       },
       frame: (frame) => this.#frame(link, frame),
       end: (end) => this.#ended(link, end),
@@ -185,6 +212,10 @@ export class Line {
     const code = end.code ?? link.goodbye?.code;
     const reason = end.reason || link.goodbye?.hint || "";
     if (isExpired(code)) this.#token.drop(link.token);
+    if (this.#place.isHome(link.at) && !link.opened && link.wire) {
+      this.#astray(link, code);
+      return;
+    }
     if (link === this.#beside) {
       this.#besideEnded(link, { ...end, code, reason });
       return;
@@ -202,12 +233,24 @@ export class Line {
       else this.#stop(code, reason);
     } else if (isExpired(code) && (link.opened || !link.fresh)) {
       this.#attempt();
-    } else if (code === undefined && end.blocked) {
+    } else if (code === undefined && end.blocked && !this.#place.isHome(link.at)) {
       this.#blocked(link, end);
     } else {
       const told = link.opened ? 0 : (link.goodbye?.after_ms ?? 0);
       this.#later({ code, reason, wait: Math.max(end.wait ?? 0, told) });
     }
+  }
+
+  /** A home has not let us in, for whatever reason: at once to the address that was given, as if nothing had been. */
+  #astray(link, code) {
+    this.#place.leave(link.at, code);
+    if (link !== this.#beside) {
+      this.#link = null;
+      this.#attempt();
+      return;
+    }
+    this.#beside = null;
+    if (!link.moving) this.reopen(link.rung);
   }
 
   #stop(code, reason) {
@@ -243,9 +286,14 @@ export class Line {
     if (isExpired(code) && !link.fresh) this.reopen(link.rung);
     else if (upgrade && blocked && code === undefined && link.rung + 1 < this.#link.rung) this.reopen(link.rung + 1);
     else if (upgrade) this.#upgradeLater();
-    else if (!isRefused(code)) this.#timers.again = setTimeout(() => this.reopen(), UPGRADE.first);
+    else if (!isRefused(code)) this.#timers.again = setTimeout(() => this.reopen(), this.#again());
     else if (this.#owner.refused(code, reason)) this.reopen();
     else this.#owner.failed(code, reason);
+  }
+
+  /** Whose node has said goodbye is to have another link before that one is closed. */
+  #again() {
+    return this.#link.goodbye ? Math.random() * BACK_OFF.first : UPGRADE.first;
   }
 
   #upgradeLater() {

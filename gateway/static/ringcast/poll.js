@@ -45,6 +45,8 @@ class Polling {
           end = answer.end;
           if (end.code === undefined && held > 0 && !proven) end.blocked = true; // short ones work, held ones do not
         } else {
+          desk.frame({ type: "welcome", ...placementOf(response) });
+          if (this.#over) return;
           tell(desk, answer);
           tag = response.headers.get("ETag") ?? tag;
           more = answer.more;
@@ -76,6 +78,16 @@ class Polling {
     this.#wake?.();
     this.#abort.abort();
   }
+}
+
+/** What a stream's welcome says of where this client belongs. @param {Response} response */
+function placementOf({ headers }) {
+  const partition = Number.parseInt(headers.get("Ringcast-Partition") ?? "", 10);
+  return {
+    node: headers.get("Ringcast-Node") ?? undefined,
+    home: headers.get("Ringcast-Home") ?? undefined,
+    ...(partition >= 0 && { partition }),
+  };
 }
 
 /** What a poll brought, or why it is not an answer of the gateway's. @param {Response} response */

@@ -1,4 +1,4 @@
-import { FIRST_BYTES_WITHIN, WELCOME_WITHIN, addressOf, bodyOf, queryOf } from "./wire.js";
+import { FIRST_BYTES_WITHIN, WELCOME_WITHIN, addressOf, bodyOf, placeOf, queryOf } from "./wire.js";
 
 /** What a subprotocol may be made of (RFC 9110, token); a JWT is, an opaque token need not be. */
 const SUBPROTOCOL = /^[!#$%&'*+\-.^_`|~0-9A-Za-z]+$/;
@@ -26,7 +26,7 @@ export class WebSocketLink {
     url.protocol = url.protocol === "https:" ? "wss:" : "ws:";
     const query = queryOf(wanted);
     const inFrame = !query || (desk.token && !SUBPROTOCOL.test(desk.token));
-    if (!inFrame) url.search = query.toString();
+    url.search = inFrame ? placeOf(wanted) : query.toString();
     const protocols = ["ringcast.v1"];
     if (desk.token && !inFrame) protocols.push(`bearer.${desk.token}`);
 

@@ -20,7 +20,7 @@ export const FIRST_BYTES_WITHIN = 5_000;
 export const WELCOME_WITHIN = 15_000;
 
 /** The gateway's table of codes, for the problems whose HTTP status alone does not tell. */
-const PROBLEM_CODES = { token_expired: 4200, draining: 4100, full: 4104, too_slow: 4102 };
+const PROBLEM_CODES = { token_expired: 4200, draining: 4100, full: 4104, busy: 4104, too_slow: 4102 };
 const STATUS_CODES = { 401: 4001, 403: 4003, 413: 4009, 429: 4103 };
 
 /**
@@ -65,9 +65,15 @@ export function queryOf(wanted) {
   if (wanted.cursor) query.set("cursor", wanted.cursor);
   if (wanted.since) query.set("since", wanted.since);
   if (wanted.snapshot) query.set("snapshot", "true");
+  if (wanted.partition !== undefined) query.set("p", String(wanted.partition));
   const longest = encodeCursor(new Map(wanted.channels.map((channel) => [channel, Number.MAX_SAFE_INTEGER])));
   const fits = Math.max(wanted.cursor.length, longest.length) <= CURSOR_IN_URL;
   return fits && query.toString().length <= QUERY_IN_URL - ROOM ? query : null;
+}
+
+/** What belongs into the URL even where the rest does not fit: what proxies place us by. @param {Wanted} wanted */
+export function placeOf({ partition }) {
+  return partition === undefined ? "" : `p=${partition}`;
 }
 
 /** What is wanted, as the body of a POST or the members of a `connect` frame. @param {Wanted} wanted */
@@ -108,6 +114,7 @@ export function ask(desk, path, extra, { headers = {}, ...init }) {
     url.search = query.toString();
     return fetch(url, { ...common, headers: all });
   }
+  url.search = placeOf(wanted);
   all["Content-Type"] = "application/json";
   const body = JSON.stringify({ ...bodyOf(wanted), ...extra });
   return fetch(url, { ...common, method: "POST", headers: all, body });

@@ -331,6 +331,20 @@ test("a draining node's goodbye is obeyed: another link when after_ms has passed
   assert.ok(leaving.closed && !seen.states.some(({ state }) => state === "waiting"));
 });
 
+test("where the other link is turned away it is tried again while the draining node still serves", async () => {
+  await open();
+  newest().welcome({ "a:b": 10 });
+  const leaving = newest();
+  leaving.desk.frame({ type: "goodbye", code: 4100, reconnect: true, after_ms: 500 });
+  await pass(500);
+  newest().desk.end({ code: 4100, reason: "draining" });
+  assert.ok(!leaving.closed);
+  await pass(1000);
+  assert.equal(made.length, 3);
+  newest().welcome({ "a:b": 10 }, { recovered: true });
+  assert.ok(leaving.closed);
+});
+
 test("over a WebSocket channels come and go by frames; one that is refused is told and forgotten", async () => {
   const { ringcast, seen } = await open();
   newest().welcome({ "a:b": 10 });
@@ -445,4 +459,106 @@ test("a refusal of the token is not taken for one of the channel that was just a
   made.at(-2).desk.end({ reason: "cut" });
   newest().desk.end({ code: 4001, reason: "no" });
   assert.deepEqual([ringcast.status.state, ringcast.channels], ["stopped", ["a:b", "c:d"]]);
+});
+
+const HOME = "http://one.gateway.example/";
+
+async function named(transport = "websocket", options) {
+  const opened = await openOver(transport, options);
+  newest().desk.frame({ type: "welcome", node: "n-2", partition: 417, home: HOME, channels: [] });
+  await settled();
+  return opened;
+}
+
+test("a home is followed at the next connect, with the partition, and not before", async () => {
+  const { ringcast, seen } = await named();
+  assert.equal(made.length, 1);
+  assert.deepEqual(ringcast.placement, { node: "n-2", partition: 417, home: HOME });
+  newest().desk.end({ reason: "cut" });
+  await pass(1000);
+  assert.equal(newest().desk.url.href, HOME);
+  assert.equal(newest().asked.partition, 417);
+  newest().welcome({ "a:b": 10 });
+  newest().desk.end({ reason: "cut" });
+  await pass(2000);
+  assert.equal(newest().desk.url.href, HOME);
+  assert.equal(seen.errors.length, 0);
+});
+
+for (const [what, end] of [
+  ["is not reached", { blocked: true, unreachable: true, reason: "refused" }],
+  ["is blocked", { blocked: true, reason: "403 of somebody else" }],
+  ["refuses the token", { code: 4001, reason: "who?" }],
+  ["is full", { code: 4104, reason: "full", wait: 5000 }],
+]) {
+  test(`a home that ${what} costs one attempt, and the given address is next at once`, async () => {
+    const { seen } = await named();
+    newest().desk.end({ reason: "cut" });
+    await pass(1000);
+    newest().desk.end(end);
+    await settled();
+    assert.equal(made.length, 3);
+    assert.deepEqual([newest().transport, newest().desk.url.href], ["websocket", "http://gateway.example/"]);
+    newest().desk.frame({ type: "welcome", node: "n-2", partition: 417, home: HOME, channels: [] });
+    newest().desk.end({ reason: "cut" });
+    await pass(2000);
+    assert.equal(newest().desk.url.href, "http://gateway.example/");
+    assert.deepEqual(seen.errors, []);
+  });
+}
+
+test("a home that says nothing is left after four seconds", async () => {
+  await named();
+  newest().desk.end({ reason: "cut" });
+  await pass(1000);
+  const home = newest();
+  await pass(3999);
+  assert.equal(newest(), home);
+  await pass(1);
+  assert.ok(home.closed);
+  assert.equal(newest().desk.url.href, "http://gateway.example/");
+});
+
+test("a home that lets us in may be silent until its heartbeat", async () => {
+  await named();
+  newest().desk.end({ reason: "cut" });
+  await pass(1000);
+  newest().welcome({ "a:b": 10 });
+  await pass(10_000);
+  assert.equal(made.length, 2);
+});
+
+test("a home that drains is left for the given address when its time has come", async () => {
+  await named();
+  newest().desk.end({ reason: "cut" });
+  await pass(1000);
+  newest().welcome({ "a:b": 10 });
+  newest().desk.frame({ type: "goodbye", code: 4100, reconnect: true, after_ms: 500 });
+  await pass(500);
+  assert.equal(made.length, 3);
+  assert.equal(newest().desk.url.href, "http://gateway.example/");
+});
+
+test("polls go home beside the chain that runs, and stay where they are when that fails", async () => {
+  await named("longpoll");
+  const [before, home] = made.slice(-2);
+  assert.equal(home.desk.url.href, HOME);
+  assert.equal(home.transport, "longpoll");
+  assert.ok(!before.closed);
+  home.desk.end({ blocked: true, unreachable: true, reason: "refused" });
+  await settled();
+  assert.equal(newest(), home, "nothing more is tried");
+  before.desk.frame({ type: "welcome", node: "n-1", partition: 417, home: HOME });
+  await settled();
+  assert.equal(newest(), home, "it is left alone for a while");
+  before.desk.frame({ type: "welcome", node: "n-1", partition: 417, home: "http://two.gateway.example/" });
+  await settled();
+  assert.equal(newest().desk.url.href, "http://two.gateway.example/");
+  newest().desk.frame({ type: "welcome", node: "n-3", partition: 417 });
+  assert.ok(before.closed);
+});
+
+test("a page may know the partition beforehand", async () => {
+  await open({ partition: 7 });
+  assert.equal(newest().asked.partition, 7);
 });

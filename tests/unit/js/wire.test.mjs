@@ -5,6 +5,7 @@ import {
   addressOf,
   decodeCursor,
   encodeCursor,
+  placeOf,
   queryOf,
   refusal,
 } from "../../../gateway/static/ringcast/wire.js";
@@ -84,6 +85,7 @@ test("the gateway's refusals are its codes", async () => {
     [429, "rate_limited", 4103],
     [503, "draining", 4100],
     [503, "full", 4104],
+    [503, "busy", 4104],
     [503, "unavailable", 4101],
     [500, "server_error", 4101],
     [404, "not_found", 4008],
@@ -100,4 +102,12 @@ test("what somebody else answers is no refusal: it blocks, or the gateway is awa
     assert.equal((await refusal(answer(status))).blocked, true, status);
   for (const status of [408, 429, 502, 503, 504]) assert.equal((await refusal(answer(status))).blocked, false, status);
   assert.equal((await refusal(answer(403, "application/json"))).code, undefined);
+});
+
+test("the partition is in a URL that holds all, and in one that holds nothing else", () => {
+  const wanted = { channels: ["a:b"], cursor: "" };
+  assert.equal(queryOf({ ...wanted, partition: 417 }).toString(), "channels=a%3Ab&p=417");
+  assert.equal(queryOf({ ...wanted, partition: 0 }).get("p"), "0");
+  assert.equal(queryOf(wanted).has("p"), false);
+  assert.deepEqual([placeOf({ ...wanted, partition: 0 }), placeOf(wanted)], ["p=0", ""]);
 });

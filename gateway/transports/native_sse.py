@@ -1,0 +1,126 @@
+"""Server-sent events below ASGI: the request answered from its head, then a stream that lasts as long as it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+
+from starlette.responses import Response
+
+from gateway import access
+from gateway.auth import Credentials, Identity
+from gateway.credentials import credentials_of
+from gateway.errors import LATER, Problem
+from gateway.head import Head
+from gateway.http import nobody, problem_response
+from gateway.node import LAST_WORDS
+from gateway.session import Ask, Item, Session
+from gateway.transports.asks import URL_CURSOR, from_query
+from gateway.transports.events import BEGIN, HEADERS, checkpoint_at, chunk, turned_away
+from gateway.transports.native import Line, Native
+from gateway.transports.request import wishes_of
+
+_STREAM = Response(headers=HEADERS, media_type="text/event-stream")
+del _STREAM.headers["Content-Length"]
+
+
+def is_stream(head: Head) -> bool:
+    """Whether it is a request that this file answers: one without a body."""
+    return head.method == "GET" and not ("content-length" in head.fields or "transfer-encoding" in head.fields)
+
+
+class SseLine(Line):
+    """One stream, from its request to its end. What a client sends behind its request is not read."""
+
+    __slots__ = ("head", "told_at", "untold")
+
+    kind = "sse"
+
+    def __init__(self, native: Native, transport: asyncio.Transport, head: Head) -> None:
+        credentials = credentials_of(head, native.node.auth.limits)
+        super().__init__(native, transport, credentials.address)
+        self.head: Head | None = head  # until it has been answered
+        self.told_at, self.untold = 0.0, True
+        self._begin(head, credentials)
+
+    # ---------------------------------------------------------------- opening
+
+    def _begin(self, head: Head, credentials: Credentials) -> None:
+        auth = self.node.auth
+        try:
+            auth.limits.request(self.address)
+            self.node.admission.check(self.kind)
+            found = auth.begin(credentials)
+            if isinstance(found, Awaitable):
+                self.task = asyncio.create_task(self._admit_slowly(found, head), name="sse login")
+            else:
+                self._admit(found, head)
+        except Problem as problem:
+            self.refuse(problem)
+
+    async def _admit_slowly(self, found: Awaitable[Identity], head: Head) -> None:
+        try:
+            self._admit(await found, head)
+        except Problem as problem:
+            self.refuse(problem)
+
+    def _admit(self, identity: Identity | None, head: Head) -> None:
+        """Open the session, at once where the store is not needed for it. Raises Problem."""
+        node = self.node
+        if identity is None:
+            raise nobody()
+        wanted = from_query(head.query, head.query_string, head.fields.get("last-event-id"))
+        wishes = wishes_of(wanted, identity, node.settings, URL_CURSOR)
+        node.admission.arrive(self.kind, self.address)
+        self.counted = True
+        session = self.session = node.session(identity, self.wake, welcome=True, transport=self.kind)
+        session.on_abort = self.abort
+        self.corked = True  # what it is offered now leaves with the welcome
+        opened = node.open_at_once(session, wishes)
+        self.corked = False
+        if opened:
+            self.flush()
+        else:
+            self.task = asyncio.create_task(self._open(session, wishes), name="sse open")
+
+    async def _open(self, session: Session, wishes: list[Ask]) -> None:
+        try:
+            await self.node.open(session, wishes)
+        except Problem as problem:
+            self.refuse(problem)
+        else:
+            self.flush()
+
+    def refuse(self, problem: Problem) -> None:
+        """Answer with the problem's status; where it may come back later with a stream that says when to come back."""
+        self.node.metrics.refusals[problem.code] += 1
+        access.refused(self.kind, self.address, problem)
+        self.leave()
+        head = self.head
+        assert head is not None  # nothing of a stream was sent
+        if problem.code in LATER:
+            self.transport.write(self.native.begin(head, _STREAM) + turned_away(problem))
+        else:
+            self.transport.write(self.native.whole(head, problem_response(problem)))
+        self._close()
+
+    # ---------------------------------------------------------------- out
+
+    def encode(self, session: Session, items: list[Item]) -> bytes:
+        data = chunk(self, session, items, asyncio.get_running_loop().time())
+        due = checkpoint_at(self, session)
+        if due is None or session.tell_at is None:  # else it comes up soon enough
+            session.tell_at = due
+            if due is not None:
+                self.node.schedule(session)
+        if self.head is not None:
+            data = self.native.begin(self.head, _STREAM) + BEGIN + data
+            self.head = None
+        return data
+
+    def finish(self, code: int) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        self.expect(LAST_WORDS, self.abort)
+        self.transport.close()
