@@ -1,1 +1,1 @@
-"""The demo: a page, and the small backend that such a page has. `python -m client_demo` starts it with a gateway."""
+"""The demo: a page, its small backend, and a worker. `python -m client_demo` starts them with a gateway."""

@@ -1,5 +1,8 @@
 /** The demo's page: what it shows is what `ringcast.js`, served by the gateway, tells it. */
 
+import { Jobs } from "./jobs.js";
+import { ICONS, clock, element, hue, picture } from "./draw.js";
+
 const $ = (id) => document.getElementById(id);
 const asked = Date.now();
 const session = await post("/demo/session", {});
@@ -9,19 +12,6 @@ const { Ringcast } = await import(`${session.gateway}/static/ringcast.js`);
 
 const NAMES = { websocket: "WebSocket", sse: "server-sent events", longpoll: "long polling", poll: "polling" };
 const SHOWN = 200; // notifications kept in the list
-
-/** Drawn in a box of 24 by 24, by the name that a notification gives as its `icon`. */
-const ICONS = {
-  bell: "M6 16v-5a6 6 0 1 1 12 0v5l1.5 2.5h-15L6 16Zm4 5.2h4",
-  box: "m4 7.5 8-4 8 4v9l-8 4-8-4v-9Zm0 0 8 4 8-4m-8 4v9M8 5.5l8 4",
-  chat: "M4 5h16v11H11l-4.5 4v-4H4V5Zm4 4h8M8 12.3h5",
-  check: "M12 3.2a8.8 8.8 0 1 0 0 17.6 8.8 8.8 0 0 0 0-17.6ZM8 12.2l2.8 2.8L16 9.5",
-  coin: "M12 3.2a8.8 8.8 0 1 0 0 17.6 8.8 8.8 0 0 0 0-17.6ZM15.5 8.8a4.3 4.3 0 1 0 0 6.4M7.5 11h5m-5 2.4h5",
-  rocket:
-    "M9 15c-2 0-3.5 1.5-4 5 3.5-.5 5-2 5-4M9 15l-2.5-2.5C8 7 12 3.5 19.5 4.5 20.5 12 17 16 11.5 17.5L9 15Z" +
-    "m5.3-7.2a1.7 1.7 0 1 1 0 3.4 1.7 1.7 0 0 1 0-3.4Z",
-  gap: "M12 4 2.8 20h18.4L12 4Zm0 6v4.5m0 2.6v.4",
-};
 
 let ringcast;
 let away = null; // since when the line has been down, and what came back: {since, opened, recovered, gap}
@@ -40,15 +30,25 @@ function connect(transport, cursor) {
   const mine = new Ringcast(session.gateway, {
     token: getToken,
     channels: session.channels,
+    snapshot: true, // of the jobs, which are a table: a page that comes late has their state at once
     ...(cursor ? { cursor } : { since: "15m" }),
     ...(transport !== "auto" && { transports: [transport] }),
   });
   ringcast = mine;
   before?.close();
-  mine.on("message", showMessage);
+  mine.on("snapshot", ({ channel, offset, messages }) => {
+    if (channel === session.jobs) jobs.begin(offset, messages.map(({ data }) => data));
+  });
+  mine.on("message", (message) => (message.channel === session.jobs ? jobs.show(message) : showMessage(message)));
   mine.on("reset", showReset);
   mine.on("state", (status) => mine === ringcast && showState(status));
   mine.on("error", (error) => log(`Error: ${error.message}`));
+  mine.on("placement", ({ node }) => {
+    if (mine !== ringcast || !session.cluster) return;
+    if (node !== lastNode) log(`Now on ${node}`);
+    lastNode = node;
+    showNodes();
+  });
   showState(mine.status);
 }
 
@@ -76,7 +76,9 @@ function showState({ state, transport, retryIn, code, reason }) {
   if (state === "open") {
     log(`Connected over ${NAMES[transport]}`);
     if (away && !away.opened) away.opened = Date.now();
-  } else if (state !== "connecting") {
+  }
+  if (session.cluster) showNodes();
+  if (state !== "open" && state !== "connecting") {
     log({ waiting: `Disconnected${why}`, suspended: "Line cut", stopped: `Refused${why}`, closed: "Closed" }[state]);
     away = away?.opened || !away ? { since: Date.now(), opened: 0, recovered: 0, gap: false } : away;
     $("catch-up").hidden = true;
@@ -125,6 +127,7 @@ function showReset({ channel, reason }) {
     showCatchUp();
   }
   log(`Reset of ${channel}: ${reason}`);
+  if (channel === session.jobs) loadJobs().catch((error) => log(`Jobs: ${error.message}`));
   if (gap?.reason === reason && Date.now() - gap.at < 1000) {
     gap.channels.push(channel);
   } else {
@@ -140,6 +143,76 @@ function showReset({ channel, reason }) {
   }
   const names = new Intl.ListFormat("en").format(gap.channels);
   gap.body.replaceChildren(element("strong", {}, "There may be a gap"), ` in ${names}`);
+}
+
+const jobs = new Jobs($("jobs"), $("running"), cancelJob);
+
+/** After a gap: the state of all jobs, as a snapshot would have brought it. */
+async function loadJobs() {
+  const { token: bearer } = await post("/demo/session", {});
+  const response = await fetch(`${session.gateway}/v1/jobs`, { headers: { Authorization: `Bearer ${bearer}` } });
+  if (!response.ok) throw new Error(`HTTP ${response.status}`);
+  const { offset, jobs: states } = await response.json();
+  jobs.begin(offset, states);
+}
+
+/** The answer is there before a worker has the job, or the gateway has heard of it: the rest comes by the stream. */
+async function startJob(kind, course) {
+  try {
+    const { job } = await post("/demo/jobs", { kind, course });
+    jobs.expect(job, kind);
+    log(`Started ${kind} ${job}`);
+  } catch (error) {
+    log(`Not started: ${error.message}`);
+  }
+}
+
+async function cancelJob(job) {
+  try {
+    await post("/demo/jobs/cancel", { job });
+    log(`Cancelling ${job}`);
+    return true;
+  } catch (error) {
+    log(`Not cancelled: ${error.message}`);
+    return false;
+  }
+}
+
+let nodes = []; // of the demo's cluster: {name, pid, url, up}
+let lastNode;
+
+function showNodes() {
+  const { node: here, home, partition } = ringcast.placement;
+  const connected = ringcast.status.state === "open";
+  const items = nodes.map(({ name, pid, url, up }) => {
+    const isHere = connected && name === here;
+    const item = element("li", { className: `${up ? "" : "down"} ${isHere ? "here" : ""}`.trim(), id: `node-${name}` });
+    const text = element("div");
+    text.append(element("b", {}, name));
+    if (isHere) text.append(element("span", { className: "tag" }, "you are here"));
+    // Where welcome names no other home, this is it.
+    const isHome = home ? home === url : isHere && partition !== undefined;
+    const next = isHome && !isHere ? ", where you go next" : "";
+    text.append(element("small", {}, `${up ? `pid ${pid}` : "killed; starts again"}${isHome ? ` · your home${next}` : ""}`));
+    const kill = element("button", { type: "button", className: "danger", disabled: !up }, "Kill");
+    kill.addEventListener("click", () => killNode(name));
+    item.append(element("i"), text, kill);
+    return item;
+  });
+  $("nodes").replaceChildren(...items);
+}
+
+async function killNode(name) {
+  log(`Killing ${name}`);
+  await publish("/demo/kill", { node: name });
+  await watchNodes();
+}
+
+async function watchNodes() {
+  const answer = await post("/demo/nodes", {});
+  if (JSON.stringify(answer.nodes) === JSON.stringify(nodes)) return;
+  nodes = answer.nodes;
+  showNodes();
 }
 
 let resumedAt = 0;
@@ -176,34 +249,6 @@ function log(text) {
   while ($("log").childElementCount > 50) $("log").lastElementChild.remove();
 }
 
-function element(name, properties = {}, text = "") {
-  const made = Object.assign(document.createElement(name), properties);
-  if (text) made.textContent = text;
-  return made;
-}
-
-function picture(path) {
-  const badge = element("div", { className: "badge", ariaHidden: "true" });
-  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-  svg.setAttribute("viewBox", "0 0 24 24");
-  svg.append(document.createElementNS(svg.namespaceURI, "path"));
-  svg.firstChild.setAttribute("d", path);
-  badge.append(svg);
-  return badge;
-}
-
-function clock(time) {
-  const shown = time.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit" });
-  return element("time", { dateTime: time.toISOString(), title: time.toLocaleString() }, shown);
-}
-
-/** The same event, the same colour. */
-function hue(word) {
-  let sum = 7;
-  for (const character of word) sum = (sum * 31 + character.codePointAt(0)) % 360;
-  return String(sum);
-}
-
 async function post(path, body) {
   const response = await fetch(path, {
     method: "POST",
@@ -237,6 +282,10 @@ form.addEventListener("submit", (event) => {
   publish("/demo/publish", { channel, event: name, data: { text } });
 });
 $("burst").addEventListener("click", () => publish("/demo/burst", {}));
+$("report").addEventListener("click", () => {
+  startJob("report", document.querySelector("#courses input:checked").value);
+});
+$("images").addEventListener("click", () => startJob("images", "works"));
 $("cut").addEventListener("click", () => {
   if (ringcast.status.state === "suspended") {
     resumedAt = performance.now();
@@ -261,5 +310,11 @@ $("theme").addEventListener("click", () => {
   root.dataset.theme = dark ? "light" : "dark";
 });
 $("curl").textContent = session.curl;
+$("cluster").hidden = !session.cluster;
 
 connect(document.querySelector("#transports input:checked").value); // a reloaded page keeps the choice
+
+if (session.cluster) {
+  await watchNodes();
+  setInterval(() => watchNodes().catch((error) => log(`The demo's backend: ${error.message}`)), 1000);
+}

@@ -9,6 +9,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -145,12 +146,14 @@ def listening() -> tuple[socket.socket, str]:
 
 
 @asynccontextmanager
-async def demo(gateway: str, public: str) -> AsyncIterator[str]:
+async def demo(gateway: str, public: str, queue: str | None = None) -> AsyncIterator[str]:
     """The demo's backend, publishing to `gateway`, its page connecting to `public`; yields the page's address."""
-    listener, url = listening()
-    app: ASGIApp = create_app(Config(gateway=gateway, public_gateway=public, hmac_key=HMAC_KEY, api_key=API_KEY))
-    async with serving(uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on")), listener):
-        yield url
+    with TemporaryDirectory(prefix="ringcast-jobs-") as folder:  # no worker looks into it, unless one is told of it
+        config = Config(gateway, public, hmac_key=HMAC_KEY, api_key=API_KEY, queue=queue or folder)
+        listener, url = listening()
+        app: ASGIApp = create_app(config)
+        async with serving(uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on")), listener):
+            yield url
 
 
 @pytest_asyncio.fixture(loop_scope="module")

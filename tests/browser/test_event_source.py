@@ -18,19 +18,19 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 INCOMPLETE = r"Failed to load resource: net::ERR_\w+ \S+/v1/sse"
 
-_SCRIPT = """(url) => {
+_SCRIPT = """([url, event]) => {
   const seen = (window.seen = { messages: [], opens: 0, goodbyes: 0, resets: 0 });
   const source = (window.source = new EventSource(url));
-  source.addEventListener("tick", ({ data }) => seen.messages.push(JSON.parse(data)));
+  source.addEventListener(event, ({ data }) => seen.messages.push(JSON.parse(data)));
   source.addEventListener("open", () => (seen.opens += 1));
   source.addEventListener("ringcast.reset", () => (seen.resets += 1));
 }"""
 
 
-async def listen(visit: Visits, url: str, ticket: str) -> Visit:
+async def listen(visit: Visits, url: str, ticket: str, event: str = "tick") -> Visit:
     here = await visit(f"{url}/livez")
     here.allow(ICON, INCOMPLETE, RESOURCE_FAILED)
-    await here.page.evaluate(_SCRIPT, f"{url}/v1/sse?ticket={ticket}")
+    await here.page.evaluate(_SCRIPT, [f"{url}/v1/sse?ticket={ticket}", event])
     return here
 
 
@@ -67,7 +67,7 @@ async def test_it_comes_back_by_itself_and_loses_nothing(proxy: Proxy, gateway: 
 async def test_a_refusal_stops_it(proxy: Proxy, visit: Visits) -> None:
     here = await visit(f"{proxy.url}/livez")
     here.allow(ICON, r"Failed to load resource: the server responded with a status of 401 \(Unauthorized\) ")
-    await here.page.evaluate(_SCRIPT, f"{proxy.url}/v1/sse?ticket=rct1.not.one")
+    await here.page.evaluate(_SCRIPT, [f"{proxy.url}/v1/sse?ticket=rct1.not.one", "tick"])
     await here.page.wait_for_function("source.readyState === EventSource.CLOSED")
     assert await here.page.evaluate("seen.opens") == 0
 

@@ -112,18 +112,25 @@ async def test_a_rate_limit_is_waited_out(gateway_settings: dict[str, Any], visi
     async with Gateway(**gateway_settings, requests_per_second=2) as gateway, gateway.api() as http:
         here = await subscribe(visit, gateway.url, channels=["topic:news"], allow=(RESOURCE_429,))
 
+        refused = asyncio.Event()
+
         async def crowd() -> None:
             while True:
-                await http.get("/v1/history", params={"channel": "topic:news"})
+                answer = await http.get("/v1/history", params={"channel": "topic:news"})
+                if answer.status_code == 429:
+                    refused.set()
 
         await here.open("websocket")
-        crowding = asyncio.create_task(crowd())
+        crowding = [asyncio.create_task(crowd()) for _ in range(8)]  # so that what is granted goes to one of them
         try:
+            await refused.wait()
             await here.call("ringcast.suspend()")
             await here.call("ringcast.resume()")
             await here.until("seen.states.some(({ code }) => code === 4103)")
         finally:
-            crowding.cancel()
+            for one in crowding:
+                one.cancel()
+            await asyncio.gather(*crowding, return_exceptions=True)
         await here.open("websocket")
         assert await here.transports() == ["websocket"]
         await here.call("ringcast.close()")
@@ -152,13 +159,13 @@ async def draining() -> AsyncIterator[Draining]:
 
 @pytest.mark.parametrize("transport", LADDER)
 async def test_a_draining_node_is_waited_for(draining: Draining, transport: str, visit: Visits) -> None:
-    draining.node.draining = True
+    draining.node.admission.closed = True
     here = await subscribe(
         visit, draining.url, channels=["topic:news"], transports=LADDER[LADDER.index(transport) :],
         allow=(RESOURCE_503,),
     )  # fmt: skip
     await here.until("seen.states.filter(({ code }) => code === 4100).length >= 2")
-    draining.node.draining = False
+    draining.node.admission.closed = False
     await here.open(transport)
     assert await here.transports() == [transport]
 
@@ -169,7 +176,7 @@ async def test_a_goodbye_is_obeyed_when_its_time_has_come(draining: Draining, tr
     here = await subscribe(visit, draining.url, channels=[channel], transports=LADDER[LADDER.index(transport) :])
     await here.open(transport)
     node = draining.node
-    [session] = node.hub.sessions
+    [session] = node.hub.sessions - node.own
     node.goodbye(session, 4100, "leave in a second", after=1.0, grace=2.0)
     for n in range(60):
         await asyncio.to_thread(draining.publish, channel, n)
