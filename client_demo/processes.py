@@ -9,7 +9,7 @@ import signal
 import sys
 import sysconfig
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -82,21 +82,30 @@ class Node:
 @asynccontextmanager
 async def worker(environment: Mapping[str, str]) -> AsyncIterator[asyncio.subprocess.Process]:
     """A Celery worker of `client_demo.worker`, which is ready. Raises NotStarted."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "celery", "--quiet", "--app", "client_demo.worker", "worker",
-        "--concurrency", str(AT_A_TIME), "--loglevel", "ERROR", "--without-gossip", "--without-mingle",
-        env=os.environ | environment, stdout=asyncio.subprocess.PIPE, cwd=Path(__file__).parents[1],
-        start_new_session=True,
-    )  # fmt: skip
-    assert process.stdout is not None
-    try:
-        if not await process.stdout.readline():
-            raise NotStarted("The worker did not start; what it wrote above says why.")
-        yield process
-    finally:
-        with suppress(ProcessLookupError):  # with its pool; a good end would wait for jobs that nobody waits for
-            os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
+    # A pipe of asyncio's would be part of the process: the worker's pool holds it too, and whoever waits for a worker
+    # that was killed would wait for its pool.
+    ready, says = os.pipe()
+    words = asyncio.StreamReader()
+    pipe, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(words), os.fdopen(ready, "rb", 0)
+    )
+    with closing(pipe):
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "celery", "--quiet", "--app", "client_demo.worker", "worker",
+                "--concurrency", str(AT_A_TIME), "--loglevel", "ERROR", "--without-gossip", "--without-mingle",
+                env=os.environ | environment, stdout=says, cwd=Path(__file__).parents[1], start_new_session=True,
+            )  # fmt: skip
+        finally:
+            os.close(says)
+        try:
+            if not await words.readline():
+                raise NotStarted("The worker did not start; what it wrote above says why.")
+            yield process
+        finally:
+            with suppress(ProcessLookupError):  # with its pool; a good end would wait for jobs that nobody waits for
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
 
 
 @asynccontextmanager

@@ -127,6 +127,21 @@ async def test_when_the_gateway_or_the_worker_ends_so_does_the_demo(which: str) 
         assert await asyncio.to_thread(gone, processes)
 
 
+async def test_what_a_killed_worker_leaves_does_not_hold_the_demo_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a process of its pool that has just been forked would, which holds the worker's output and lives on."""
+    left = "import subprocess, sys\nif 'celery' in sys.orig_argv: subprocess.Popen(['sleep', '60'])\n"
+    (tmp_path / "sitecustomize.py").write_text(left)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    async with running(free_port(), free_port()) as demo:
+        [worker] = [pid for pid in children(demo.process.pid) if "celery" in command(pid)]
+        [sleep] = [pid for pid in children(worker) if command(pid).startswith("sleep")]
+        os.kill(worker, signal.SIGKILL)
+        assert await asyncio.wait_for(demo.process.wait(), 10) == 1
+        assert await asyncio.to_thread(gone, [sleep])
+
+
 @pytest.mark.parametrize("broker", ["redis", "nats"])
 async def test_a_cluster_loses_nothing_when_the_pages_node_is_killed(visit: Visits, broker: str) -> None:
     async with running(free_port(), free_port(), "--broker", broker, "--nodes", "3") as demo:
