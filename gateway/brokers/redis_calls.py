@@ -69,6 +69,7 @@ class Calls:
         for script, keys, arguments in calls:
             pipeline.execute_command(verb, script.text if whole else script.sha, len(keys), *keys, *arguments)
         answers: list[Any] = await pipeline.execute(raise_on_error=False)
+        raise_if_cancelled()
         if any(isinstance(answer, ReadOnlyError) for answer in answers):
             self._on_replica()
         return answers
@@ -91,6 +92,7 @@ class Calls:
                     ask(pipeline)
                     try:
                         answers: list[Any] = await pipeline.execute()
+                        raise_if_cancelled()
                     except (MovedError, AskError):  # the slot is on its way to another server
                         await self._servers.refresh()
                         await asyncio.sleep(AGAIN)

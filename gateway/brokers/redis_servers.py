@@ -16,6 +16,7 @@ from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from gateway.brokers.cancelled import raise_if_cancelled
 from gateway.brokers.redis_live import Address
 from gateway.brokers.url import split
 from gateway.settings import ConfigError
@@ -182,7 +183,9 @@ class Servers:
             try:
                 host, port = await self._sentinel.discover_master(self.url.path)
             except (RedisError, OSError):  # between two masters; whoever needs one is told so
+                raise_if_cancelled()
                 continue
+            raise_if_cancelled()
             if (str(host), int(port)) != self._master:
                 return
 

@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+from redis.asyncio.client import Pipeline
 
 from gateway.brokers import open_broker, redis_servers
 from gateway.brokers.redis import RedisBroker
@@ -229,6 +230,44 @@ async def test_what_was_told_already_stays_followed_where_the_rest_of_a_batch_fa
             await broker.subscribe([partition, *(number for number in range(1024) if number != partition)])
         assert broker._calls.run == run, "part of the batch was answered"
         await watcher.knows((await broker.publish(draft(NEWS))).offset)
+
+
+@pytest.mark.parametrize("verb", ["check", "read"])
+async def test_whoever_asks_the_store_again_and_again_can_be_ended(
+    server: RedisServer, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the library answers the cancellation by trying once more, with success."""
+    broker = RedisBroker(Settings(broker=server.url))
+    running = asyncio.create_task(broker.run(Watcher()))
+    try:
+        await broker.start()
+        asks, real = asyncio.Event(), Pipeline.execute
+
+        async def swallowing(pipeline: Pipeline, raise_on_error: bool = True) -> Any:
+            if asyncio.current_task() is asking and not asks.is_set():
+                asks.set()
+                with suppress(asyncio.CancelledError):
+                    await asyncio.sleep(1)
+            return await real(pipeline, raise_on_error)
+
+        async def ask() -> None:
+            while True:
+                await (broker.check([0]) if verb == "check" else broker.read(NEWS, 0, 10))
+
+        monkeypatch.setattr(Pipeline, "execute", swallowing)
+        asking = asyncio.create_task(ask())
+        try:
+            await asks.wait()
+            asking.cancel()
+            _, late = await asyncio.wait([asking], timeout=5)
+            assert not late, "it goes on"
+        finally:
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await broker.close()
 
 
 @pytest.mark.parametrize("verb", ["_claim", "_ask"])
