@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
+from hashlib import md5
+from statistics import median
 
 import pytest
 
@@ -78,10 +81,17 @@ def test_with_64_partitions_it_is_nearly_as_even_and_more_moves(seed: int) -> No
 
 
 def test_a_hundred_members_take_no_time_to_speak_of() -> None:
+    """50 ms, on a machine that hashes 16,000 short words in 11: it takes 3.2 times what they do."""
     some = names(100, 1)
-    took = []
-    for _ in range(25):  # on a busy machine caches are shared, and most of them cost two or three times as much
+
+    def hashing() -> None:
+        for number in range(16_000):
+            md5(str(number).encode(), usedforsecurity=False).digest()
+
+    def cost(work: Callable[[], object]) -> float:
         began = time.process_time()
-        Ring(some, P)
-        took.append(time.process_time() - began)
-    assert min(took) < 0.05, "seconds of CPU; it takes 20 ms"
+        work()
+        return time.process_time() - began
+
+    ratios = [cost(lambda: Ring(some, P)) / cost(hashing) for _ in range(9)]
+    assert median(ratios) < 50 / 11
