@@ -9,7 +9,7 @@ import socket
 import subprocess
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, closing, suppress
 from pathlib import Path
 
 import httpx
@@ -190,6 +190,35 @@ async def test_clients_of_a_node_that_died_go_on_elsewhere(
             for each in subscribers:
                 await each.aclose()
             await asyncio.to_thread(victim.start)
+
+
+@pytest.mark.parametrize("name", ["nginx", "haproxy"])
+async def test_a_connection_that_a_node_closes_when_the_next_poll_is_on_its_way_costs_nobody_his(name: str) -> None:
+    """As a node does when it ends. It cannot be made to hit that moment, so what answers here hits it always."""
+    requests = 0
+
+    async def node(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal requests
+        with closing(writer), suppress(asyncio.IncompleteReadError, ConnectionError):
+            head = await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+            if b"/v1/poll" in head:
+                requests += 1
+                await reader.readexactly(2)
+                await reader.readuntil(b"\r\n\r\n")
+                requests += 1
+
+    async with await asyncio.start_server(node, "127.0.0.1", 0) as server:
+        with Balancer(name, [server.sockets[0].getsockname()[1]] * 3) as balancer:
+            reader, writer = await asyncio.open_connection("127.0.0.1", balancer.port)
+            for _ in range(2):
+                writer.write(b"POST /v1/poll?p=1 HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n")
+                await asyncio.sleep(0.2)  # as it comes from many clients: the body is another packet
+                writer.write(b"{}")
+                async with asyncio.timeout(WITHIN):
+                    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 204")
+            writer.close()
+    assert requests == 3
 
 
 async def test_where_no_node_is_an_event_source_is_told_to_come_back(balancer: Balancer) -> None:
