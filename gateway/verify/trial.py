@@ -8,7 +8,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -237,6 +237,8 @@ async def _shell(command: str) -> int:
         if process.returncode is None:
             os.killpg(process.pid, signal.SIGTERM)
             await process.wait()
+            with suppress(ProcessLookupError):  # what the shell was just about to start knew nothing of it
+                os.killpg(process.pid, signal.SIGTERM)
 
 
 async def _end(lives: Sequence[asyncio.Task[None]]) -> None:
