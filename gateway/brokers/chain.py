@@ -56,6 +56,7 @@ class Frame(msgspec.Struct):
     before: int  # the offset before this one in the partition
     history: str
     message: Message
+    sure: bool = True  # of its offset and history, which a node of some stores has to work out from what it knows
 
 
 @dataclass(slots=True)
@@ -78,7 +79,7 @@ class Followed:
     heard: float  # when the watermark moved last
     held: list[Frame | Turn] | None = None
     held_bytes: int = 0
-    dropped: bool = False  # some could not be held: once answered, the store is asked again
+    dropped: bool = False  # the answer may not cover all that came meanwhile: then the store is asked again
 
 
 @dataclass(slots=True)
@@ -146,8 +147,12 @@ class Chain:
         """Hold these partitions until the store has been asked: the connection was cut, or lost them."""
         for partition in partitions:
             at = self.followed.get(partition)
-            if at is not None and at.held is None:
+            if at is None:
+                continue
+            if at.held is None:
                 self._ask(partition, at, None)
+            else:  # the answer that is waited for may know nothing of why
+                at.dropped = True
 
     def read(self, partition: int, top: int, history: str) -> bool:
         """Remember what a page or snapshot says of its partition; False when this node was told of more already.
@@ -212,6 +217,8 @@ class Chain:
         for frame in held or ():
             if isinstance(frame, Turn):
                 self.turn(frame)
+            elif frame.history != history and not frame.sure:
+                at.dropped = True
             elif frame.history == history or frame.message.offset > told.get(frame.history, NOTHING).offset:
                 self.frame(frame)  # else the store has told what became of it
         if at.dropped:
@@ -280,7 +287,8 @@ class Chain:
 
     def _hold(self, at: Followed, frame: Frame) -> None:
         assert at.held is not None
-        self._know(frame.partition, frame.message.offset, frame.history)
+        if frame.sure:
+            self._know(frame.partition, frame.message.offset, frame.history)
         if len(at.held) < HELD_FRAMES and at.held_bytes + frame.message.size <= HELD_BYTES:
             at.held.append(frame)
             at.held_bytes += frame.message.size

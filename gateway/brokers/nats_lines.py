@@ -40,6 +40,7 @@ class Line:
     created: str
     records: int = UNREAD  # how many records it held when the last was read
     doubts: int = 0  # how often there was a reason to read them again
+    clear: int = 0  # no record up to this sequence is unknown here
     guard: int = 0  # the sequence of the record that the stream itself holds, 0 for none
     kept: bool = False  # the last record is in the stream's description
     ready: Link | None = None  # whose process the stream has a record of, so that it may be published to
@@ -86,7 +87,7 @@ class Lines:
             lineage = Lineage.new(info.created, info.config.first_seq)
             line = self.lines[number] = Line(number, self.names.stream(number), lineage, info.created)
         line.doubt()
-        line.ready = None
+        line.ready, line.clear = None, 0
         await self.look(api, line)
         if line.lineage.keyed not in (None, self.streams.keyed) and number not in self.streams.settled:
             log.warning("%s: other namespaces are keyed now; older positions there are reset", line.stream)
@@ -121,8 +122,11 @@ class Lines:
                 if line.doubts != doubts:
                     continue
                 self._read(line, info, found)
+                if info.created != line.created:
+                    line.clear = 0
                 line.records, line.created = count, info.created
             if line.guard <= info.state.last_seq:
+                line.clear = max(line.clear, info.state.last_seq)
                 return info.state.last_seq
             line.records = UNREAD  # its newest record came after what was said of its end
         raise Away("the stream does not come to rest")

@@ -78,8 +78,11 @@ class Live:
     def _on_message(self, line: Line, meta: nats_format.Meta, data: bytes, seq: int) -> None:
         lineage = line.lineage
         if lineage.knows(meta.history):
+            sure = seq <= line.clear + 1  # else a record that was not announced here may lie before it
+            if sure:
+                line.clear = max(line.clear, seq)
             before, message = lineage.offset(seq - 1), meta.message(lineage.offset(seq), data)
-            self.chain.frame(Frame(line.number, before, lineage.history_at(seq), message))
+            self.chain.frame(Frame(line.number, before, lineage.history_at(seq), message, sure))
         else:
             self.lines.doubt(line.number)
             self.chain.suspect([line.number])  # the check that follows covers this message
@@ -88,6 +91,8 @@ class Live:
         """The stream goes on under another server process. Where nothing was lost, so does its chain."""
         if seq > line.lineage.seq and record.before == line.lineage.history:
             line.lineage = nats_lineage.Lineage.of(record, seq)
+            if seq == line.clear + 1:
+                line.clear = seq
         self.lines.doubt(line.number)
         lineage = line.lineage
         if record.lost or not lineage.knows(record.history):

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from gateway.brokers import nats_format
 from gateway.brokers.base import Broker
 from gateway.brokers.nats import NatsBroker
 from gateway.brokers.nats_api import Api
@@ -141,6 +142,29 @@ async def test_a_repeat_of_what_was_not_announced_makes_its_followers_look(alone
         await watcher.knows(first.offset)
         assert time.monotonic() - began < 2  # long before any periodic check
         assert watcher.gaps() == [first.offset]
+
+
+async def test_a_take_over_that_was_not_announced_is_no_loss(alone: NatsAlone) -> None:
+    """A publisher at another server of a cluster may not know of it yet, nor does who hears that message."""
+    async with alone.node(partitions=1) as (ann, _), alone.node(partitions=1) as (bob, watcher):
+        await follow(bob, NEWS)
+        (first,) = await publish(ann, NEWS)
+        await watcher.knows(first)
+        hears, number = nats_of(bob)._live, ann.partition(NEWS)
+        api, line = nats_of(ann)._api, nats_of(ann).lines[number]
+        assert hears is not None
+        assert api is not None
+        old, missed = line.lineage.history, asyncio.Event()
+        hears._on_take_over = lambda *_: missed.set()  # type: ignore[method-assign]
+        hears._on_record = lambda msg: asyncio.sleep(0)  # type: ignore[method-assign]
+        api.link.process = "another server's"
+        await nats_of(ann).lines.ready(api, line)
+        await missed.wait()
+        late = nats_format.encode(draft(), old, 0, None)
+        ack = await api.publish(nats_of(ann).names.message(number, NEWS, None), late, {"Nats-Msg-Id": "late"})
+        await watcher.knows(line.lineage.offset(ack.seq))
+        await bob.check([number])
+        assert (nats_of(bob).counts.losses, (await bob.read(NEWS, first, 10)).continuous) == (0, True)
 
 
 @pytest.mark.chaos

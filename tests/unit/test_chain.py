@@ -31,8 +31,8 @@ class Heard:
         return told
 
 
-def frame(before: int, offset: int, history: str = OLD) -> Frame:
-    return Frame(P, before, history, Message("topic:a", offset, f"m{offset}", "e", b"1", 0))
+def frame(before: int, offset: int, history: str = OLD, *, sure: bool = True) -> Frame:
+    return Frame(P, before, history, Message("topic:a", offset, f"m{offset}", "e", b"1", 0), sure)
 
 
 @pytest.fixture
@@ -218,6 +218,37 @@ def test_what_is_held_back_is_claimed(chain: Chain) -> None:
     chain.frame(frame(105, 110))
     chain.frame(frame(90, 103, NEW))
     assert sorted(chain.claims(P)) == [(103, NEW, 0), (110, OLD, 0)]
+
+
+def test_what_may_be_another_message_is_held_back_and_not_claimed(chain: Chain, heard: Heard) -> None:
+    """Where a take-over may lie before it that was not announced here: to claim it would be to tell of a loss."""
+    chain.frame(frame(105, 110, sure=False))
+    assert chain.claims(P) == [(100, OLD, 0)]
+    chain.answered(P, 300, NEW)
+    assert chain.due == {P}, "the answer may not cover it"
+    chain.claims(P)
+    chain.answered(P, 310, NEW)
+    assert heard.since() == [("gap", 300), ("gap", 310)]
+    assert not chain.due
+
+
+def test_it_is_passed_on_where_the_answer_shows_that_it_was_right(chain: Chain, heard: Heard) -> None:
+    chain.frame(frame(105, 110, sure=False))
+    chain.claims(P)
+    chain.answered(P, 105, OLD)
+    assert heard.since() == [("gap", 105), ("message", 110)]
+    assert not chain.due
+
+
+def test_what_makes_a_partition_suspect_while_it_is_asked_about_is_asked_about_too(chain: Chain) -> None:
+    chain.suspect([P])
+    chain.claims(P)
+    chain.suspect([P])
+    chain.answered(P, 100, OLD)
+    assert chain.due == {P}
+    chain.claims(P)
+    chain.answered(P, 100, OLD)
+    assert not chain.due
 
 
 def test_a_frame_of_a_store_that_is_gone_is_asked_about_once(chain: Chain, heard: Heard) -> None:
