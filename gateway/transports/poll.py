@@ -91,7 +91,7 @@ def _ended(session: Session) -> Problem:
 
 
 def _answer(node: Node, request: Request, session: Session, wishes: list[Ask]) -> Response:
-    items = session.take(RESPONSE)
+    items = take(session)
     cursor = encode_cursor(session.positions())
     entries = session.entries or {}
     asked = {wish.channel for wish in wishes}
@@ -135,6 +135,18 @@ def _answer(node: Node, request: Request, session: Session, wishes: list[Ask]) -
     answer = msgspec.json.encode(body)
     node.metrics.delivered_bytes += len(answer)
     return Response(answer, media_type="application/json", headers=headers)
+
+
+def take(session: Session) -> list[Item]:
+    """What one answer holds. It cannot tell that a message came before a reset of its channel: the next one does."""
+    size, seen = 0, set[str]()
+    for item in session.outbox:
+        if isinstance(item, Message):
+            seen.add(item.channel)
+        elif item.kind == "reset" and item.channel in seen:
+            break
+        size += item.size
+    return session.take(min(size, RESPONSE))
 
 
 def _told(items: list[Item], kind: str) -> list[dict[str, Any]]:
