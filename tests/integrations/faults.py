@@ -58,7 +58,7 @@ async def a_worker_is_asked_to_end(stage: Stage) -> None:
 async def a_worker_is_killed(stage: Stage, task: str = "slow") -> str:
     """What it had is stalled, then lost, in time. Returns the job."""
     for other in stage.workers:
-        other.kill()  # or it may be the one that is given the job
+        await other.leave()  # or it may be the one that is given the job
     worker = stage.work()
     job = await stage.send(task, f"killed {len(stage.workers)}", 20)
     await stage.until(job, "started")

@@ -32,6 +32,7 @@ State = dict[str, Any]
 Ends = dict[str, tuple[str, int, str | None]]  # by task: its end, the attempt, and the type of its error
 USER = "it"
 WITHIN = 60.0  # seconds; far more than anything takes, for busy machines
+LEAVE = 5.0  # seconds for a worker that may be busy
 ENDS = ("succeeded", "failed", "dead_lettered", "cancelled")
 RUNNING = ("started", "progress", "stalled")
 # What may follow what within one execution; "lost" is the gateway's opinion, and no end.
@@ -68,6 +69,13 @@ class Worker:
                     if int(fields[3]) == self.process.pid and fields[0] != "Z":  # its session, whatever the group
                         os.kill(int(stat.parent.name), signal.SIGKILL)
         self.process.wait()
+
+    async def leave(self) -> None:
+        """What it has done is acknowledged to the queue; killed, it could have it done again by another worker."""
+        self.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            await self.ended(LEAVE)
+        self.kill()
 
     async def ended(self, within: float = WITHIN) -> int:
         return await asyncio.to_thread(self.process.wait, within)

@@ -67,7 +67,7 @@ async def test_a_worker_that_is_asked_to_end_leaves_its_jobs_to_be_tried_again(s
     await stage.workers[-1].ended()
     stage.work()
     assert (await stage.end(job))["attempt"] == 2
-    stage.workers[-1].kill()
+    await stage.workers[-1].leave()
 
 
 async def test_a_job_whose_worker_was_killed_is_lost(stage: Stage) -> None:

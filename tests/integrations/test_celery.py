@@ -116,7 +116,7 @@ async def test_a_hard_time_limit_on_folders_fails_its_task(stage: Stage) -> None
     if stage.redis is not None:
         pytest.skip("it was told of above")
     for other in stage.workers:
-        other.kill()
+        await other.leave()
     stage.work()
     state = await stage.end(await stage.send("limited", "limited", 20))
     assert (state["state"], state["error"]["type"]) == ("failed", "TimeLimitExceeded")
