@@ -7,10 +7,11 @@ import sys
 
 def trace_headers() -> dict[str, str]:
     """`traceparent` (W3C Trace Context) of the current span; empty where there is none, or no OpenTelemetry."""
-    api = sys.modules.get("opentelemetry.trace")
-    if api is None:  # who has not imported it has no span
+    # Who has not imported it has no span; nor has anyone yet where another thread is just importing it.
+    current = getattr(sys.modules.get("opentelemetry.trace"), "get_current_span", None)
+    if current is None:
         return {}
-    context = api.get_current_span().get_span_context()
+    context = current().get_span_context()
     if not context.is_valid:
         return {}
     return {"traceparent": f"00-{context.trace_id:032x}-{context.span_id:016x}-{int(context.trace_flags) & 1:02x}"}

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 import pytest_asyncio
+from redis.asyncio import Redis
 
 from tests.integrations import faults
-from tests.integrations.stage import Ends, Stage
+from tests.integrations.stage import WITHIN, Ends, Stage
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -33,6 +35,14 @@ async def stage() -> AsyncIterator[Stage]:
     async with Stage("arq", WORKER) as stage:
         await stage.begin(ENDS, ARGS)
         yield stage
+
+
+async def acknowledged(stage: Stage) -> None:
+    """Wait until arq knows of all that was done. What is cut short before that it has done again, told or not."""
+    assert stage.redis is not None
+    async with Redis.from_url(stage.redis.url) as redis, asyncio.timeout(WITHIN):
+        while await redis.keys("arq:in-progress:*"):  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.02)
 
 
 @pytest.mark.parametrize("task", ENDS)
@@ -67,13 +77,16 @@ async def test_a_worker_that_is_asked_to_end_leaves_its_jobs_to_be_tried_again(s
     await stage.workers[-1].ended()
     stage.work()
     assert (await stage.end(job))["attempt"] == 2
+    await acknowledged(stage)
     await stage.workers[-1].leave()
 
 
 async def test_a_job_whose_worker_was_killed_is_lost(stage: Stage) -> None:
+    await acknowledged(stage)
     await faults.a_worker_is_killed(stage)
 
 
 @pytest.mark.chaos  # arq waits for ten seconds more than the longest time that any job may take
 async def test_what_is_delivered_again_outranks_what_was_lost(stage: Stage) -> None:
+    await acknowledged(stage)
     await faults.it_is_delivered_again(stage, await faults.a_worker_is_killed(stage), attempt=2)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -193,3 +195,10 @@ def test_a_request_says_which_span_of_the_application_it_is_made_in() -> None:
     assert outside is not None
     assert inside.headers["traceparent"] == f"00-{0xABC:032x}-{0xDEF:016x}-01"
     assert "traceparent" not in outside.headers
+
+
+def test_an_opentelemetry_that_another_thread_is_just_importing_has_no_span(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.trace", ModuleType("opentelemetry.trace"))
+    request = exchange(1, Clock()).next()
+    assert request is not None
+    assert "traceparent" not in request.headers
