@@ -217,8 +217,8 @@ class Chain:
         for frame in held or ():
             if isinstance(frame, Turn):
                 self.turn(frame)
-            elif frame.history != history and not frame.sure:
-                at.dropped = True
+            elif not frame.sure and (frame.history != history or frame.before > at.watermark):
+                at.dropped = True  # the store is asked about it once more, and what it answers then covers it
             elif frame.history == history or frame.message.offset > told.get(frame.history, NOTHING).offset:
                 self.frame(frame)  # else the store has told what became of it
         if at.dropped:

@@ -232,6 +232,14 @@ def test_what_may_be_another_message_is_held_back_and_not_claimed(chain: Chain, 
     assert not chain.due
 
 
+def test_what_the_store_does_not_hold_of_it_is_asked_about_once_more_and_not_for_ever(chain: Chain) -> None:
+    chain.frame(frame(105, 110, sure=False))
+    for due in ({P}, set()):
+        chain.claims(P)
+        chain.answered(P, 100, OLD)
+        assert chain.due == due
+
+
 def test_it_is_passed_on_where_the_answer_shows_that_it_was_right(chain: Chain, heard: Heard) -> None:
     chain.frame(frame(105, 110, sure=False))
     chain.claims(P)
