@@ -19,7 +19,7 @@ from gateway.errors import TOO_SLOW
 from gateway.message import Control, Message, encode_cursor
 from gateway.metrics import Metrics
 from gateway.recent import Channel, Partition, Recent
-from gateway.session import WELCOMED, Behind, Budget, Session
+from gateway.session import WELCOMED, Behind, Budget, Item, Session
 from gateway.settings import Settings
 
 Want = Callable[[str, int], None]
@@ -54,8 +54,9 @@ class Hub:
         channel = self._channel(message.channel, at)
         offset, slow = message.offset, None
         self.passing = message
+        alone: list[Item] = [message]
         for session, ahead in channel.live.items():
-            if offset > ahead and not session.offer(message):
+            if offset > ahead and not session.offer(message, alone):
                 slow = slow or []
                 slow.append(session)
         self.passing = None

@@ -9,7 +9,7 @@ import re
 import time as clock
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -191,8 +191,8 @@ class Draft(msgspec.Struct):
 class Message:
     """One entry of a channel's log. Immutable; each transport's frame is made once, when first wanted."""
 
-    __slots__ = ("_json", "_sse", "_text", "channel", "data", "deleted", "event", "frame", "id", "key", "offset",
-                 "size", "time", "trace", "version")  # fmt: skip
+    __slots__ = ("_json", "_text", "channel", "data", "deleted", "event", "frame", "id", "key", "offset", "size",
+                 "sse_frame", "time", "trace", "version")  # fmt: skip
 
     def __init__(
         self, channel: str, offset: int, id: str, event: str, data: bytes, time: int,
@@ -212,8 +212,8 @@ class Message:
         self.size = 2 * len(data) + 512
         self._json: bytes | None = None
         self._text: str | None = None
-        self._sse: bytes | None = None
         self.frame: bytes | None = None  # of a WebSocket, which is made where those are
+        self.sse_frame: bytes | None = None
 
     @property
     def json(self) -> bytes:
@@ -242,9 +242,9 @@ class Message:
     @property
     def sse(self) -> bytes:
         """The message as one server-sent event (WHATWG HTML, 9.2.6); its position travels in checkpoints, not here."""
-        if self._sse is None:
-            self._sse = b"event: %b\ndata: %b\n\n" % (self.event.encode(), self.json)
-        return self._sse
+        if self.sse_frame is None:
+            self.sse_frame = b"event: %b\ndata: %b\n\n" % (self.event.encode(), self.json)
+        return self.sse_frame
 
     def __repr__(self) -> str:
         return f"<Message {self.channel} {self.offset} {self.event}>"
@@ -254,6 +254,8 @@ class Control:
     """A frame about a session or one of its channels: welcome, subscribed, reset, ping, goodbye ..."""
 
     __slots__ = ("body", "channel", "kind", "position", "recallable", "size")
+    frame: ClassVar[bytes | None] = None  # each is one session's own, and none is kept
+    sse_frame: ClassVar[bytes | None] = None
 
     def __init__(
         self, kind: str, channel: str | None = None,

@@ -112,28 +112,32 @@ class Session:
         self.tell_at: float | None = None  # when it wants to be woken, to tell its position
         self.tell_every = 0.0  # how often it is told a cursor, so that a quiet channel's position stays young
 
-    def offer(self, item: Item) -> bool:
-        """Queue an item, or refuse a message for which there is no room."""
-        size = item.size
-        if not self.outbox:
+    def offer(self, item: Item, alone: list[Item] | None = None) -> bool:
+        """Queue an item, or refuse a message for which there is no room.
+
+        `alone` is a list of nothing else, for all who are offered it: a list of one item is never added to.
+        """
+        size, outbox = item.size, self.outbox
+        if not outbox:
             if self.closing is not None and isinstance(item, Message):
                 return False
             self.wake()
-        elif isinstance(item, Message) and (self.closing is not None or not self.has_room(size)):
-            return False
-        if self.outbox:
-            self.outbox.append(item)
+            self.outbox = [item] if alone is None else alone
         else:
-            self.outbox = [item]
+            full = self.queued + size > self._limit or len(outbox) >= self._items_limit
+            if isinstance(item, Message) and (self.closing is not None or (full and self._holds_message())):
+                return False
+            if len(outbox) == 1:
+                self.outbox = [*outbox, item]
+            else:
+                outbox.append(item)
         self.queued += size
         self.budget.used += size
         return True
 
-    def has_room(self, size: int) -> bool:
-        """Whether a message of `size` fits into the outbox: one that holds no other message takes any."""
-        if self.queued + size <= self._limit and len(self.outbox) < self._items_limit:
-            return True
-        return not any(isinstance(item, Message) for item in self.outbox)
+    def _holds_message(self) -> bool:
+        """An outbox that holds none takes any."""
+        return any(isinstance(item, Message) for item in self.outbox)
 
     def take(self, limit: int | None = None) -> list[Item]:
         """What is to be written next, in order: at most `limit` bytes or a batch; one item at least if there is one."""
@@ -158,15 +162,11 @@ class Session:
         self.flying += size
         return taken
 
-    def take_message(self) -> Message | None:
-        """Take the message that waits, where it is alone and the session goes on: the case of nearly every delivery."""
-        outbox = self.outbox
-        if len(outbox) != 1 or self.closing is not None or not isinstance(outbox[0], Message):
-            return None
-        self.flying += self.queued
+    def passed(self) -> None:
+        """All that waits has left the process, without having been taken."""
+        self.budget.used -= self.queued
         self.queued = 0
         self.outbox = NOTHING
-        return outbox[0]
 
     def sent(self) -> None:
         """All that was taken has left the process."""

@@ -35,13 +35,14 @@ class Cork:
     connections that became ready in that turn has been written to. No delivery pays for it.
     """
 
-    __slots__ = ("_hub", "_loop", "_metrics", "_owed", "_ready", "_timed")
+    __slots__ = ("_hub", "_loop", "_metrics", "_owed", "_ready", "_timed", "now")
 
     def __init__(self, hub: Hub, metrics: Metrics) -> None:
         self._hub, self._metrics = hub, metrics
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ready: list[Corked] = []
         self._timed: tuple[int, float] | None = None  # the message's time, and when it came by the loop's own clock
+        self.now = 0.0  # the loop's time, as late as a few connections take
         self._owed = 0  # connections that are to be written to before the timed one is through
 
     def add(self, line: Corked) -> None:
@@ -60,10 +61,12 @@ class Cork:
 
     def _flush(self) -> None:
         ready, self._ready = self._ready, []  # what is added meanwhile has its turn in the next one
+        assert self._loop is not None
         until = time.perf_counter() + SLICE
         if self._timed is not None and self._owed <= 0:
             self._owed = len(ready)
         for begin in range(0, len(ready), LOOK):
+            self.now = self._loop.time()
             for line in ready[begin : begin + LOOK]:
                 line.corked = False
                 try:

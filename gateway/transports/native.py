@@ -8,7 +8,8 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from http import HTTPStatus
-from typing import Any
+from operator import attrgetter
+from typing import Any, ClassVar, TypeAlias
 
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
@@ -17,8 +18,10 @@ from starlette.types import Message
 
 from gateway.head import Head
 from gateway.node import Node
-from gateway.session import Item, Session
+from gateway.session import SMALL, Item, Session
 from gateway.transports.cork import Cork
+
+Ready: TypeAlias = "attrgetter[bytes | None]"
 
 
 class Native:
@@ -36,6 +39,19 @@ class Native:
         self.publishes = not (node.settings.access_log or node.settings.tracing)
         self._fields = fields
         self._cors = cors
+        self._joined: tuple[Ready | None, list[Item], bytes] = None, [], b""
+
+    def joined(self, ready: Ready, items: list[Item]) -> bytes | None:
+        """Several messages as they are written, which many a session has in one turn of the loop; None for others."""
+        kind, joined, data = self._joined
+        if kind is ready and joined == items:
+            return data
+        parts = [part for item in items if (part := ready(item)) is not None]
+        if not parts or len(parts) < len(items):
+            return None
+        data = b"".join(parts)
+        self._joined = ready, items, data
+        return data
 
     def added(self) -> list[bytes]:
         """The lines that the server adds to the head of every answer."""
@@ -60,6 +76,9 @@ class Native:
         return b"".join((b"HTTP/1.1 %d %b\r\n" % (status, status.phrase.encode()), *lines, b"\r\n"))
 
 
+_AT_ONCE = int(socket.MSG_DONTWAIT)
+
+
 async def _sent(_: Message) -> None:
     pass
 
@@ -82,10 +101,11 @@ class Line(asyncio.Protocol):
     counts it as on its way, and becomes lagging by its own bounds.
     """
 
-    __slots__ = ("address", "corked", "counted", "due", "native", "node", "paused", "session", "socket", "task",
-                 "transport")  # fmt: skip
+    __slots__ = ("address", "corked", "counted", "due", "native", "node", "paused", "plain_until", "session", "socket",
+                 "task", "transport")  # fmt: skip
 
     kind = ""  # the transport's name in the metrics
+    ready: ClassVar[Ready]  # a message as it is written, once that has been made
 
     def __init__(self, native: Native, transport: asyncio.Transport, address: str) -> None:
         self.native = native
@@ -94,6 +114,7 @@ class Line(asyncio.Protocol):
         self.address = address
         self.session: Session | None = None
         self.corked = self.paused = False
+        self.plain_until = 0.0  # by the loop's time: a message is all there is to write
         self.counted = False  # among the node's connections
         self.task: asyncio.Task[Any] | None = None  # while something is asked of somebody else
         self.due: asyncio.TimerHandle | None = None  # while it opens, or ends
@@ -111,9 +132,22 @@ class Line(asyncio.Protocol):
             self.native.cork.add(self)
 
     def flush(self) -> None:
-        """Write a batch of what the session has."""
+        """Write a batch of what the session has; nearly always that is messages alone, and the same for many."""
         session = self.session
         if session is None or self.paused:
+            return
+        outbox, size, plain = session.outbox, session.queued, None
+        fits = size <= SMALL or size <= session.budget.batch
+        if fits and self.native.cork.now < self.plain_until and session.closing is None:
+            plain = self.ready(outbox[0]) if len(outbox) == 1 else self.native.joined(self.ready, outbox)
+        if plain is not None:
+            self.native.metrics.delivered_bytes += len(plain)
+            self.write(plain)
+            if self.paused or session.behind or session.lagged or not session.told:
+                session.take()
+                self._written(session)
+            else:
+                session.passed()
             return
         data = self.encode(session, session.take())
         if data:
@@ -129,7 +163,7 @@ class Line(asyncio.Protocol):
         """
         if self.socket is not None and not self.transport.is_closing():
             try:
-                sent = self.socket.send(data, socket.MSG_DONTWAIT)
+                sent = self.socket.send(data, _AT_ONCE)
             except BlockingIOError:
                 sent = 0
             except OSError:

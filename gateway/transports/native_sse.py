@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
+from operator import attrgetter
 
 from starlette.responses import Response
 
@@ -35,6 +36,7 @@ class SseLine(Line):
     __slots__ = ("head", "told_at", "untold")
 
     kind = "sse"
+    ready = attrgetter("sse_frame")
 
     def __init__(self, native: Native, transport: asyncio.Transport, head: Head) -> None:
         credentials = credentials_of(head, native.node.auth.limits)
@@ -113,6 +115,7 @@ class SseLine(Line):
             session.tell_at = due
             if due is not None:
                 self.node.schedule(session)
+        self.plain_until = session.tell_at or 0.0
         if self.head is not None:
             data = self.native.begin(self.head, _STREAM) + BEGIN + data
             self.head = None

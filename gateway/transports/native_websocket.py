@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import binascii
 import hashlib
+import math
 from collections import deque
 from collections.abc import Awaitable
+from operator import attrgetter
 from typing import Any
 
 from gateway import access
@@ -58,6 +60,7 @@ class WebSocketLine(Line, Conversation):
     __slots__ = ("closing", "greeting", "identity", "inbox", "place", "reader", "room", "unanswered")
 
     kind = "websocket"
+    ready = attrgetter("frame")
     session: Session | None  # type: ignore[assignment]  # None before it opens and once it has ended
 
     def __init__(self, native: Native, transport: asyncio.Transport, head: Head) -> None:
@@ -67,6 +70,7 @@ class WebSocketLine(Line, Conversation):
         self.reader: Reader | None = None  # while part of a message is here
         self.inbox: deque[str] | None = None  # what came while a frame is being acted on; nothing more is read then
         self.room: asyncio.Future[None] | None = None  # waited for by that: the outbox is empty
+        self.plain_until = math.inf
         self.unanswered = 0  # pings
         self.closing = False
         self.greeting = b""  # goes out with the first frames, if those are there at once
@@ -168,22 +172,6 @@ class WebSocketLine(Line, Conversation):
 
     # ---------------------------------------------------------------- out
 
-    def flush(self) -> None:
-        session = self.session
-        if session is None or self.paused:
-            return
-        message = session.take_message()
-        if message is None:
-            super().flush()
-            return
-        data = message.frame or _framed(message)
-        self.native.metrics.delivered_bytes += len(data)
-        self.write(data)
-        if self.paused or session.behind or session.lagged or self.room is not None or not session.told:
-            self._written(session)
-        else:
-            session.sent()
-
     def encode(self, session: Session, items: list[Item]) -> bytes:
         if not items:
             return b""
@@ -200,6 +188,7 @@ class WebSocketLine(Line, Conversation):
     def _caught_up(self) -> None:
         if self.room is not None and not self.room.done():
             self.room.set_result(None)
+            self.plain_until = math.inf
 
     def finish(self, code: int) -> None:
         self._close(code)
@@ -281,6 +270,7 @@ class WebSocketLine(Line, Conversation):
                 await self.hear(text)
                 while self.session is not None and self.session.outbox:
                     self.room = asyncio.get_running_loop().create_future()
+                    self.plain_until = 0.0  # or nobody would be told that there is room
                     await self.room
         except Problem as problem:
             self._fail(problem)

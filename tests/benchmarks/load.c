@@ -32,6 +32,7 @@
 #define TAIL 96
 #define ENGINE_PING "\x81\x01\x32" /* Engine.IO's, as text */
 #define EMPTY "\x81\x02{}" /* Centrifugo's ping, and its pong */
+#define AWAKE .1 /* seconds */
 #define BUCKETS 100000 /* of 10 microseconds: up to a second */
 
 struct connection {
@@ -161,8 +162,10 @@ static void receive(struct connection *c) {
 }
 
 static void turn(int milliseconds) {
+    static double last; /* when something came */
     struct epoll_event events[512];
-    int ready = epoll_wait(poller, events, 512, milliseconds);
+    int ready = epoll_wait(poller, events, 512, now() - last < AWAKE ? 0 : milliseconds);
+    if (ready > 0) last = now();
     for (int i = 0; i < ready; i++) {
         struct connection *c = events[i].data.ptr;
         if (c->fd >= 0) receive(c);

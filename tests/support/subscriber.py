@@ -33,11 +33,11 @@ class WatchedSession(Session):
     def __eq__(self, other: object) -> bool:
         return self is other
 
-    def offer(self, item: Item) -> bool:
+    def offer(self, item: Item, alone: list[Item] | None = None) -> bool:
         if isinstance(item, Control) and item.kind == "reset":
             self.stamps[id(item)] = self.stamp
             self.resets.append(item)
-        return super().offer(item)
+        return super().offer(item, alone)
 
 
 class Subscriber:
