@@ -12,7 +12,7 @@ import asyncio
 import logging
 import re
 import ssl
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Self
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -20,7 +20,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
-from nats.errors import AuthorizationError, Error, SlowConsumerError
+from nats.errors import AuthorizationError, Error
 
 from gateway.brokers.url import split
 from gateway.settings import ConfigError
@@ -31,9 +31,12 @@ CONNECT_WITHIN = 2.0  # seconds
 WITHIN = 2.0  # seconds for any answer
 PING = 1.0  # seconds between two pings; the third that is not answered ends the link
 OWED = 2
-PENDING_BYTES = 64 << 20  # of live messages not looked at yet; what is beyond is lost, and the chain tells
+PENDING_BYTES = 64 << 20  # of answers not looked at yet; what is beyond is lost, and asked for in vain
 HEADERS = 1024  # bytes at most of what we put around a message
 BROKEN = (Error, OSError, RuntimeError)  # raised by nats-py, the socket and uvloop where a connection is just ending
+
+
+Heard = Callable[[bytes, bytes, bytes], None]  # subject, payload, headers as they came, b"" for none
 
 
 class Away(Exception):
@@ -107,7 +110,23 @@ class Url:
 
 
 class Connection(Client):
-    """nats-py's client, with what it knows of the server."""
+    """nats-py's client, with what it knows of the server, and a short way for what it reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: dict[str, Heard] = {}  # by what is subscribed to
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
+        """Pass a message on, at once where its subscription has a plain call for it: then reading waits for that."""
+        subscription = self._subs.get(sid)
+        heard = None if subscription is None else self.heard.get(subscription.subject)
+        if heard is None:
+            await super()._process_msg(sid, subject, reply, data, headers)  # type: ignore[arg-type]  # None for none
+            return
+        try:
+            heard(subject, data, headers or b"")
+        except Exception:  # or nothing would be read any more
+            log.exception("what came on %s could not be passed on", subject.decode(errors="replace"))
 
     @property
     def server_id(self) -> str:
@@ -151,7 +170,6 @@ class Link:
         self._waiting: dict[str, Answers] = {}
         self._lost = False
         self.on_lost: Callable[[], None] = lambda: None
-        self.on_slow: Callable[[str], None] = lambda subject: None  # live messages were thrown away
 
     @classmethod
     async def open(cls, url: Url, server: str) -> Self:
@@ -160,8 +178,6 @@ class Link:
         link: Self | None = None
 
         async def on_error(error: Exception) -> None:
-            if isinstance(error, SlowConsumerError) and link is not None:
-                link.on_slow(error.subject)
             log.debug("nats-py: %s", error or type(error).__name__)
 
         async def on_disconnect() -> None:
@@ -197,7 +213,12 @@ class Link:
                 raise Refused(str(error)) from error
             raise Away(str(error) or type(error).__name__) from error
         link = cls(connection)
-        await link.listen(f"{link._inbox}.*", link._on_answer)
+        try:
+            await connection.subscribe(
+                f"{link._inbox}.*", cb=link._on_answer, pending_msgs_limit=0, pending_bytes_limit=PENDING_BYTES
+            )
+        except BROKEN as error:
+            raise Away(str(error) or type(error).__name__) from error
         return link
 
     @property
@@ -251,11 +272,11 @@ class Link:
         except BROKEN as error:
             raise Away(str(error) or type(error).__name__) from error
 
-    async def listen(self, subject: str, callback: Callable[[Msg], Awaitable[None]]) -> Subscription:
+    async def listen(self, subject: str, heard: Heard) -> Subscription:
+        """Subscribe; each message is a plain call, in the order in which all come over the link. Raises Away."""
+        self.connection.heard[subject] = heard
         try:
-            return await self.connection.subscribe(
-                subject, cb=callback, pending_msgs_limit=0, pending_bytes_limit=PENDING_BYTES
-            )
+            return await self.connection.subscribe(subject)
         except BROKEN as error:
             raise Away(str(error) or type(error).__name__) from error
 

@@ -1,7 +1,7 @@
 """Live messages: subscribing to what the streams republish, and passing it through the chain.
 
-The callbacks never wait, so what comes over one subscription is looked at in its order, and a take-over is known here
-before the answer to a message that lies behind it.
+All of it is looked at as it is read, in the order in which it comes over the link: so a take-over is known here before
+the answer to a message that lies behind it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 
-from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from gateway.brokers import nats_format, nats_lineage
@@ -22,6 +21,8 @@ from gateway.brokers.nats_lines import Line, Lines
 from gateway.brokers.nats_link import BROKEN
 
 log = logging.getLogger("ringcast.nats")
+
+_SEQUENCE = b"\r\nNats-Sequence:"
 
 
 class Live:
@@ -37,7 +38,6 @@ class Live:
 
     async def begin(self) -> None:
         """Hear of every take-over: offsets go another way from there on, also of what this node only publishes."""
-        self.api.link.on_slow = self._on_slow
         await self.api.link.listen(self.names.live_records, self._on_record)
 
     async def listen(self, numbers: Iterable[int]) -> None:
@@ -56,20 +56,19 @@ class Live:
                 with suppress(*BROKEN):  # the connection is gone, and the subscription with it
                     await subscription.unsubscribe()
 
-    async def _on_live(self, number: int, msg: Msg) -> None:
+    def _on_live(self, number: int, subject: bytes, payload: bytes, headers: bytes) -> None:
         if number not in self.chain.followed:
             return
-        kind = msg.subject.rpartition(".")[2]
         try:
-            if kind == "!":
-                self._on_nudge(number, int(msg.data))
-            elif kind == "@":
-                self._on_take_over(self.lines[number], nats_lineage.decode(msg.data), _sequence(msg))
+            if subject.endswith(b".!"):
+                self._on_nudge(number, int(payload))
+            elif subject.endswith(b".@"):
+                self._on_take_over(self.lines[number], nats_lineage.decode(payload), _sequence(headers))
             else:
-                self._on_message(self.lines[number], *nats_format.decode(msg.data), _sequence(msg))
+                self._on_message(self.lines[number], *nats_format.decode(payload), _sequence(headers))
         except (ValueError, KeyError) as error:  # whatever it was, it was missed
             log.error("what was announced on %s cannot be read, and counts as lost: upgrade this node (%s)",
-                      msg.subject, error)  # fmt: skip
+                      subject.decode(errors="replace"), error)  # fmt: skip
             self.lines.doubt(number)
             self.chain.suspect([number])
         if self.chain.due:
@@ -106,15 +105,11 @@ class Live:
         if self.lines[number].lineage.offset(seq) > self.chain.followed[number].watermark:
             self.chain.suspect([number])
 
-    async def _on_record(self, msg: Msg) -> None:
-        self.lines.doubt(self.names.number_of_live(msg.subject))
-
-    def _on_slow(self, subject: str) -> None:
-        """More came than could be kept until it was looked at, and some was thrown away."""
-        if subject.startswith(f"{self.names.prefix}.live."):
-            self.chain.suspect([self.names.number_of_live(subject)])
-            self.wake()
+    def _on_record(self, subject: bytes, payload: bytes, headers: bytes) -> None:
+        self.lines.doubt(self.names.number_of_live(subject.decode()))
 
 
-def _sequence(msg: Msg) -> int:
-    return int((msg.headers or {})["Nats-Sequence"])
+def _sequence(headers: bytes) -> int:
+    """Where the message is in its stream, as the server that republished it wrote behind the publisher's headers."""
+    begin = headers.rindex(_SEQUENCE) + len(_SEQUENCE)
+    return int(headers[begin : headers.index(b"\r", begin)])

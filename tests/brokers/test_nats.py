@@ -156,7 +156,6 @@ async def test_a_take_over_that_was_not_announced_is_no_loss(alone: NatsAlone) -
         assert api is not None
         old, missed = line.lineage.history, asyncio.Event()
         hears._on_take_over = lambda *_: missed.set()  # type: ignore[method-assign]
-        hears._on_record = lambda msg: asyncio.sleep(0)  # type: ignore[method-assign]
         api.link.process = "another server's"
         await nats_of(ann).lines.ready(api, line)
         await missed.wait()

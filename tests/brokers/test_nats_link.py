@@ -67,3 +67,48 @@ async def _send_while_it_breaks(server: NatsServer) -> None:
         await asyncio.sleep(0)
     assert refused
     await link.close()
+
+
+async def test_what_is_listened_to_is_passed_on_as_it_is_read_in_the_order_of_the_link() -> None:
+    """By plain calls, without a task for each subject; one that fails costs nobody what comes behind it."""
+    heard: list[tuple[bytes, bytes, bytes]] = []
+    done = asyncio.Event()
+
+    def hear(subject: bytes, payload: bytes, headers: bytes) -> None:
+        heard.append((subject, payload, headers))
+        if payload == b"3":
+            raise RuntimeError("of whoever is told")
+        if payload == b"9":
+            done.set()
+
+    with NatsServer() as server:
+        link = await Link.open(Url.parse(server.url), server.url)
+        before = asyncio.all_tasks()
+        one, two = await link.listen("topic.one.>", hear), await link.listen("topic.two", hear)
+        assert asyncio.all_tasks() == before
+        subjects = [("topic.one.a", "topic.two")[number % 2] for number in range(10)]
+        for number, subject in enumerate(subjects):
+            await link.send(subject, b"%d" % number, {"Kind": "odd"} if number % 2 else None)
+        async with asyncio.timeout(5):
+            await done.wait()
+        assert [(subject.decode(), payload) for subject, payload, _ in heard] == [
+            (subject, b"%d" % number) for number, subject in enumerate(subjects)
+        ]
+        assert [b"Kind: odd\r\n" in headers for *_, headers in heard] == [bool(number % 2) for number in range(10)]
+        await one.unsubscribe()
+        await two.unsubscribe()
+        assert (await link.request(await echo(link), b"?")).data == b"?"
+        await link.close()
+    assert len(heard) == 10
+
+
+async def echo(link: Link) -> str:
+    """A subject on which something answers, in its own words."""
+
+    async def answer(msg: Any) -> None:
+        await msg.respond(msg.data)
+
+    await link.connection.subscribe("topic.echo", cb=answer)
+    for subject in ("topic.one.a", "topic.two"):
+        await link.send(subject, b"after it was left")
+    return "topic.echo"
