@@ -188,32 +188,27 @@ class Draft(msgspec.Struct):
         return hashlib.sha256(_encode(parts) + self.data).digest()[:16]
 
 
-class Message:
+class Message(msgspec.Struct, eq=False, gc=False):
     """One entry of a channel's log. Immutable; each transport's frame is made once, when first wanted."""
 
-    __slots__ = ("_json", "_text", "channel", "data", "deleted", "event", "frame", "id", "key", "offset", "size",
-                 "sse_frame", "time", "trace", "version")  # fmt: skip
+    channel: str
+    offset: int
+    id: str
+    event: str
+    data: bytes
+    time: int  # milliseconds since 1970
+    key: str | None = None
+    version: tuple[int, ...] | None = None
+    deleted: bool = False
+    trace: str | None = None  # the span it was stored in, as a `traceparent`; no client is told of it
+    size: int = 0  # bytes it counts as in every bound: its data, and a flat charge for the rest and its frames' headers
+    frame: bytes | None = None  # of a WebSocket, which is made where those are
+    sse_frame: bytes | None = None
+    _json: bytes | None = None
+    _text: str | None = None
 
-    def __init__(
-        self, channel: str, offset: int, id: str, event: str, data: bytes, time: int,
-        key: str | None = None, version: tuple[int, ...] | None = None, deleted: bool = False, trace: str | None = None,
-    ) -> None:  # fmt: skip
-        self.channel = channel
-        self.offset = offset
-        self.id = id
-        self.event = event
-        self.data = data
-        self.time = time  # milliseconds since 1970
-        self.key = key
-        self.version = version
-        self.deleted = deleted
-        self.trace = trace  # the span it was stored in, as a `traceparent`; no client is told of it
-        # Bytes it is counted with in every bound: its data, and a flat charge for the rest and its frames' headers.
-        self.size = 2 * len(data) + 512
-        self._json: bytes | None = None
-        self._text: str | None = None
-        self.frame: bytes | None = None  # of a WebSocket, which is made where those are
-        self.sse_frame: bytes | None = None
+    def __post_init__(self) -> None:
+        self.size = 2 * len(self.data) + 512
 
     @property
     def json(self) -> bytes:

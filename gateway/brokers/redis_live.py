@@ -131,10 +131,10 @@ class LiveConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.heard_at = asyncio.get_running_loop().time()
-        reader, on_frame, kind = self._reader, self._on_frame, b"smessage" if self._sharded else b"message"
-        reader.feed(data)
+        gets, on_frame, kind = self._reader.gets, self._on_frame, b"smessage" if self._sharded else b"message"
+        self._reader.feed(data)
         try:
-            while (reply := reader.gets()) is not False:
+            while (reply := gets()) is not False:
                 if type(reply) is list and reply[0] == kind:
                     on_frame(reply[1], reply[2])
                 else:

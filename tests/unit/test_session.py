@@ -57,6 +57,25 @@ def test_what_is_offered_is_taken_in_order_and_counted_until_sent(session: Sessi
     assert (session.flying, session.budget.used) == (0, 0)
 
 
+def test_what_many_are_offered_at_once_is_not_changed_by_what_one_of_them_is_offered_later(session: Session) -> None:
+    other = Session("o", session.budget, 3 * SIZE, 10, lambda: None)
+    first = message(101)
+    alone: list[Item] = [first]
+    assert session.offer(first, alone)
+    assert other.offer(first, alone)
+    assert session.outbox is other.outbox
+    later = message(102)
+    assert session.offer(later)
+    assert (session.outbox, other.outbox, alone) == ([first, later], [first], [first])
+
+
+def test_what_has_passed_is_counted_no_longer(session: Session) -> None:
+    session.offer(message(101))
+    session.offer(message(102))
+    session.passed()
+    assert (session.take(), session.queued, session.flying, session.budget.used) == ([], 0, 0, 0)
+
+
 def test_it_is_woken_when_there_is_something_again(session: Session, woken: Woken) -> None:
     session.offer(message(101))
     session.offer(message(102))
