@@ -214,17 +214,10 @@ class Message(msgspec.Struct, eq=False, gc=False):
     def json(self) -> bytes:
         """The message object of the wire, as UTF-8 JSON around the publisher's own bytes."""
         if self._json is None:
-            tail = b""
-            if self.key is not None:
-                tail += b',"key":' + _encode(self.key)
-            if self.version is not None:
-                tail += b',"version":' + _encode(self.version)
-            if self.deleted:
-                tail += b',"deleted":true'
-            self._json = b'{"type":"message","channel":%b,"offset":%d,"id":%b,"event":%b,"data":%b,"time":"%b"%b}' % (
-                _encode(self.channel), self.offset, _encode(self.id), _encode(self.event), self.data,
-                format_time(self.time).encode(), tail,
-            )  # fmt: skip
+            time, data = format_time(self.time), msgspec.Raw(self.data)
+            self._json = _encode(
+                _Wire(self.channel, self.offset, self.id, self.event, data, time, self.key, self.version, self.deleted)
+            )
         return self._json
 
     @property
@@ -243,6 +236,20 @@ class Message(msgspec.Struct, eq=False, gc=False):
 
     def __repr__(self) -> str:
         return f"<Message {self.channel} {self.offset} {self.event}>"
+
+
+class _Wire(msgspec.Struct, tag_field="type", tag="message", omit_defaults=True):
+    """A message as clients are sent it."""
+
+    channel: str
+    offset: int
+    id: str
+    event: str
+    data: msgspec.Raw
+    time: str
+    key: str | None = None
+    version: tuple[int, ...] | None = None
+    deleted: bool = False
 
 
 class Control:

@@ -23,7 +23,7 @@ UNKNOWN = -1  # the watermark of a partition that is new here
 ANSWERED = 1.0  # seconds that an acknowledgement may take from this node to whoever published
 
 
-class Known(NamedTuple):
+class Known(msgspec.Struct, frozen=True, gc=False):
     """The highest offset that a node knows of in one history, and when it was last told anything of that."""
 
     offset: int
@@ -46,7 +46,9 @@ NOTHING = Known(0, 0.0)
 
 
 def _both(known: Known | None, offset: int, heard: float) -> Known:
-    return Known(offset, heard) if known is None else Known(max(known.offset, offset), max(known.heard, heard))
+    if known is None or (offset >= known.offset and heard >= known.heard):
+        return Known(offset, heard)
+    return Known(max(known.offset, offset), max(known.heard, heard))
 
 
 class Frame(msgspec.Struct):
@@ -195,8 +197,8 @@ class Chain:
         self._told[partition] = told
         since = self.clock() - ANSWERED
         return [
-            Claim(offset, history, max(0, int((since - heard) * 1_000_000)))
-            for history, (offset, heard) in told.items()
+            Claim(known.offset, history, max(0, int((since - known.heard) * 1_000_000)))
+            for history, known in told.items()
         ]
 
     def answered(self, partition: int, top: int, history: str) -> None:

@@ -155,7 +155,7 @@ class MemoryStore:
         part = self.part(log.partition)
         before, part.top = part.top, self.next_offset(part)
         message = Message(
-            draft.channel, part.top, draft.id, draft.event, draft.data, self.clock() // 1000,
+            draft.channel, part.top, draft.id, draft.event, draft.data, part.top // 1000,
             draft.key, draft.version, draft.deleted, draft.trace,
         )  # fmt: skip
         if draft.channel not in self.state.logs:
@@ -187,13 +187,13 @@ class MemoryStore:
         self.state.bytes += message.size
         if message.key is None or log.policy.slow != "latest":
             log.edge = message.offset  # under "latest" a newer value makes up for an older one, so that breaks nothing
-        self._trim(log)
+        self._trim(log, message.offset)
         if not log.scheduled:
             self._schedule(log, message.channel)
 
-    def _trim(self, log: Log) -> None:
+    def _trim(self, log: Log, now: int) -> None:
         policy, entries = log.policy, log.entries
-        oldest = self.clock() - int(policy.history_ttl * SECOND)
+        oldest = now - int(policy.history_ttl * SECOND)
         size, most = policy.history_size, policy.history_bytes
         while entries and (
             entries[0].message.offset < oldest or len(entries) > size or (log.bytes > most and len(entries) > 1)
@@ -248,7 +248,7 @@ class MemoryStore:
             _, channel = heapq.heappop(self.state.expiring_logs)
             log = self.state.logs[channel]
             log.scheduled = False
-            self._trim(log)
+            self._trim(log, now)
             if log.entries or (not log.keys and self._expires(log) > now):
                 self._schedule(log, channel)
             elif not log.keys:
@@ -329,7 +329,7 @@ class MemoryStore:
     def read(self, channel: str, since: int, limit: int) -> Page:
         """One atomic view: at most `limit` messages and `page_bytes` bytes above `since`, and what is shown of it."""
         log = self.state.logs.get(channel) or self._new_log(channel)
-        self._trim(log)
+        self._trim(log, self.clock())
         part = self.part(log.partition)
         first = bisect_right(log.entries, since, key=lambda entry: entry.message.offset)
         shown = self.shown(log, first, since)

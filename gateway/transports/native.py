@@ -22,26 +22,27 @@ from gateway.session import SMALL, Item, Session
 from gateway.transports.cork import Cork
 
 Ready: TypeAlias = "attrgetter[bytes | None]"
+Form = Callable[[Item], bytes | None]  # None of what is no message
 
 
 class Joined:
     """Messages that many a connection is to write in one turn of the loop, put together once for all of those."""
 
-    __slots__ = ("_data", "_items", "_ready")
+    __slots__ = ("_data", "_form", "_items")
 
     def __init__(self) -> None:
-        self._ready: Ready | None = None
+        self._form: Form | None = None
         self._items: list[Item] = []
         self._data = b""
 
-    def of(self, ready: Ready, items: list[Item]) -> bytes | None:
-        """All of them as they are written; None where one of them is no message, or was never written."""
-        if ready is self._ready and items == self._items:
+    def of(self, form: Form, items: list[Item]) -> bytes | None:
+        """All of them as they are written; None where one of them is no message."""
+        if form is self._form and items == self._items:
             return self._data
-        parts = [part for item in items if (part := ready(item)) is not None]
+        parts = [part for item in items if (part := form(item)) is not None]
         if not parts or len(parts) < len(items):
             return None
-        self._ready, self._items, self._data = ready, items, b"".join(parts)
+        self._form, self._items, self._data = form, items, b"".join(parts)
         return self._data
 
 
@@ -148,7 +149,10 @@ class Line(asyncio.Protocol):
         outbox, size, plain = session.outbox, session.queued, None
         fits = size <= SMALL or size <= session.budget.batch
         if fits and self.native.cork.now < self.plain_until and session.closing is None:
-            plain = self.ready(outbox[0]) if len(outbox) == 1 else self.native.joined.of(self.ready, outbox)
+            if len(outbox) != 1:
+                plain = self.native.joined.of(self.form, outbox)
+            elif (plain := self.ready(outbox[0])) is None:
+                plain = self.form(outbox[0])
         if plain is not None:
             self.native.metrics.delivered_bytes += len(plain)
             self.write(plain)
@@ -202,6 +206,11 @@ class Line(asyncio.Protocol):
 
     def _caught_up(self) -> None:
         """All that the session had has been written."""
+
+    @staticmethod
+    def form(item: Item) -> bytes | None:
+        """A message as it is written; None of what is no message."""
+        raise NotImplementedError
 
     def encode(self, session: Session, items: list[Item]) -> bytes:
         raise NotImplementedError

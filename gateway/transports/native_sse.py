@@ -14,6 +14,7 @@ from gateway.credentials import credentials_of
 from gateway.errors import LATER, Problem
 from gateway.head import Head
 from gateway.http import nobody, problem_response
+from gateway.message import Message
 from gateway.node import LAST_WORDS
 from gateway.session import Ask, Item, Session
 from gateway.transports.asks import URL_CURSOR, from_query
@@ -107,6 +108,10 @@ class SseLine(Line):
         self._close()
 
     # ---------------------------------------------------------------- out
+
+    @staticmethod
+    def form(item: Item) -> bytes | None:
+        return item.sse if isinstance(item, Message) else None
 
     def encode(self, session: Session, items: list[Item]) -> bytes:
         data = chunk(self, session, items, asyncio.get_running_loop().time())

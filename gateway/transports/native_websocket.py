@@ -46,14 +46,6 @@ def is_handshake(head: Head) -> bool:
         return False
 
 
-def _framed(item: Item) -> bytes:
-    if not isinstance(item, Message):
-        return frame(TEXT, item.json)
-    if item.frame is None:
-        item.frame = frame(TEXT, item.json)
-    return item.frame
-
-
 class WebSocketLine(Line, Conversation):
     """One WebSocket, from its handshake to its end."""
 
@@ -172,10 +164,18 @@ class WebSocketLine(Line, Conversation):
 
     # ---------------------------------------------------------------- out
 
+    @staticmethod
+    def form(item: Item) -> bytes | None:
+        if not isinstance(item, Message):
+            return None
+        if item.frame is None:
+            item.frame = frame(TEXT, item.json)
+        return item.frame
+
     def encode(self, session: Session, items: list[Item]) -> bytes:
         if not items:
             return b""
-        data = b"".join([self.greeting, *map(_framed, items)])
+        data = b"".join([self.greeting, *(self.form(item) or frame(TEXT, item.json) for item in items)])
         self.greeting = b""
         for item in items:
             if isinstance(item, Heartbeat):
