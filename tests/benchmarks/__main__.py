@@ -17,13 +17,13 @@ import time
 import traceback
 from collections.abc import Awaitable, Callable
 
-from tests.benchmarks import comeback, fanout, growth, idle, latency, publish, reader, report, single, storm
+from tests.benchmarks import comeback, fanout, growth, idle, latency, parts, publish, reader, report, single, storm
 from tests.benchmarks.table import Table
 
 SUBJECTS: dict[str, Callable[[int], Awaitable[list[Table]]]] = {
     "fanout": fanout.tables, "single": single.tables, "growth": growth.tables, "idle": idle.tables,
     "comeback": comeback.tables, "latency": latency.tables, "publish": publish.tables, "reader": reader.tables,
-    "storm": storm.tables,
+    "storm": storm.tables, "parts": parts.tables,
 }  # fmt: skip
 
 
