@@ -88,9 +88,9 @@ class Histogram:
         self.counts = [0] * len(_EDGES)
         self.sum = 0.0
 
-    def add(self, seconds: float) -> None:
-        self.counts[bisect_left(_BOUNDS, seconds)] += 1
-        self.sum += seconds
+    def add(self, seconds: float, times: int = 1) -> None:
+        self.counts[bisect_left(_BOUNDS, seconds)] += times
+        self.sum += seconds * times
 
 
 def _none() -> float:

@@ -122,14 +122,14 @@ class Ingest(Stream):
             found = self._read(line)
             items = [] if isinstance(found, Problem) else found
             channels = {item.channel for item in items} if self._held is not None else ()
-            if window.lines and (
-                window.size + len(items) > AT_A_TIME or not window.channels.isdisjoint(channels)
-            ):  # fmt: skip
+            full = window.size + len(items) > AT_A_TIME
+            if window.lines and (full or (channels and not window.channels.isdisjoint(channels))):
                 yield window
                 window = Window()
             window.lines.append((number, found))
             window.size += len(items) or 1
-            window.channels.update(channels)
+            if channels:
+                window.channels.update(channels)
         if window.lines:
             yield window
 

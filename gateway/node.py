@@ -149,9 +149,13 @@ class Node:
         began = time.perf_counter()
         store = self.store
         found = await (self.broker.publish_all(drafts) if store is None else each_channel(store, drafts))
-        taken = time.perf_counter() - began
-        for each in found:
-            self._count(each, taken)
+        receipts = [each for each in found if isinstance(each, Receipt)]
+        repeats = sum([receipt.duplicate for receipt in receipts])
+        published = self.metrics.published
+        published["stored"] += len(receipts) - repeats
+        published["duplicate"] += repeats
+        published.update([each.code for each in found if isinstance(each, Problem)])
+        self.metrics.publish.add(time.perf_counter() - began, len(receipts))
         return found
 
     def _count(self, found: Receipt | Exception, seconds: float) -> None:
@@ -163,9 +167,7 @@ class Node:
 
     # ---------------------------------------------------------------- sessions
 
-    def session(
-        self, identity: Identity, wake: Callable[[], None], *, welcome: bool, transport: str = ""
-    ) -> Session:
+    def session(self, identity: Identity, wake: Callable[[], None], *, welcome: bool, transport: str = "") -> Session:
         """A session for a connection of `identity`; `welcome` where its transport has that frame."""
         settings = self.settings
         session = Session(new_id(), self.hub.budget, settings.outbox_bytes, settings.outbox_items, wake)
