@@ -240,7 +240,7 @@ class Cluster:
                 continue
 
     def _watched(self) -> bool:
-        channel = self._node.hub.channels.get(NODES)
+        channel = self._node.hub.find(NODES, self._node.broker.partition(NODES))
         return channel is not None and channel.subscriptions > 0
 
     def _trouble(self, problem: Problem) -> None:

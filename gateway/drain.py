@@ -81,7 +81,7 @@ async def drain(node: Node, hurry: asyncio.Event, refuse: Callable[[], None]) ->
                 _send_away(node, session, 0.0, grace)
         await asyncio.sleep(TICK / 5)
     for session in _clients(node):
-        session.on_abort()  # it takes nothing, not even its goodbye
+        session.carrier.abort()  # it takes nothing, not even its goodbye
 
 
 def _clients(node: Node) -> list[Session]:
@@ -91,7 +91,7 @@ def _clients(node: Node) -> list[Session]:
 def _send_away(node: Node, session: Session, after: float, grace: float) -> None:
     if session.welcome is None:  # a poll waits until then at most
         session.leave_at = asyncio.get_running_loop().time() + after
-        session.wake()
+        session.carrier.wake()
     else:
         node.goodbye(session, DRAINING, HINT, after=after, grace=grace)
 

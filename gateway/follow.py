@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from gateway.brokers.base import Snapshot
 from gateway.errors import Problem
 from gateway.message import Message
-from gateway.session import Session
+from gateway.session import Calls, Session
 
 if TYPE_CHECKING:
     from gateway.node import Node
@@ -58,8 +58,7 @@ class Follower:
     async def _follow(self) -> None:
         """From a snapshot on, until the session is cut or misses something. Raises Problem."""
         node, self._cut = self._node, False
-        session = node.own_session(self._wake.set)
-        session.on_abort = self._abort
+        session = node.own_session(Calls(self._wake.set, self._abort))
         try:
             self._snapshot((await self._join(session)).messages)
             self._complained = False

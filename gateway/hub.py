@@ -33,7 +33,6 @@ class Hub:
         self.metrics = metrics
         self.want = want
         self.partitions: dict[int, Partition] = {}
-        self.channels: dict[str, Channel] = {}
         self.sessions: set[Session] = set()
         self.recent = Recent(min(settings.recent_bytes, settings.memory_budget // 2))  # the rest is the outboxes'
         self.budget = Budget(settings.memory_budget)
@@ -42,6 +41,10 @@ class Hub:
         self.left: Callable[[Session, str], None] | None = None  # it is subscribed no longer
         self.passing: Message | None = None  # what is offered to its sessions at this moment
         self.traced: Callable[[Message, Channel], None] = _untraced  # told of each message with a trace
+
+    def find(self, name: str, partition: int) -> Channel | None:
+        """The channel, where it has sessions or recent messages here."""
+        return self.partitions[partition].channels.get(name) if partition in self.partitions else None
 
     # ---------------------------------------------------------------- what the broker tells
 
@@ -163,7 +166,7 @@ class Hub:
             session.welcome = WELCOMED
         else:
             session.entries = entries
-            session.wake()
+            session.carrier.wake()
         self.pump(session)
 
     def unsubscribe(self, session: Session, name: str) -> None:
@@ -226,7 +229,7 @@ class Hub:
         session.caught_up(channel)
         channel.live[session] = self.ahead(channel, behind.since)
         if not session.behind and session.welcome is None:
-            session.wake()  # a poll answers now, though it got nothing
+            session.carrier.wake()  # a poll answers now, though it got nothing
         return True
 
     def ahead(self, channel: Channel, since: int) -> int:
@@ -363,7 +366,7 @@ class Hub:
             self.metrics.closes[TOO_SLOW] += 1
             if session.welcome is not None:  # a poll answers with what it has
                 session.closing = TOO_SLOW
-            session.on_abort()
+            session.carrier.abort()
             self.leave(session)
 
     def _recall(self, session: Session) -> None:
@@ -376,17 +379,16 @@ class Hub:
                 behind.waiting = False
 
     def _channel(self, name: str, partition: Partition) -> Channel:
-        channel = self.channels.get(name)
+        channel = partition.channels.get(name)
         if channel is None:
             latest = self.settings.policy(name).slow == "latest"
-            channel = self.channels[name] = partition.channels[name] = Channel(name, partition, latest)
+            channel = partition.channels[name] = Channel(name, partition, latest)
         return channel
 
     def _let_go(self, channel: Channel) -> None:
         """Forget a channel that nobody follows and of which nothing recent is held."""
-        if not channel.subscriptions and not channel.recent and self.channels.get(channel.name) is channel:
-            del self.channels[channel.name]
-            channel.partition.channels.pop(channel.name, None)
+        if not (channel.subscriptions or channel.recent) and channel.partition.channels.get(channel.name) is channel:
+            del channel.partition.channels[channel.name]
 
 
 def _untraced(_: Message, __: Channel) -> None:

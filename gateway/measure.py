@@ -18,7 +18,8 @@ def measure(metrics: Metrics, node: Node) -> None:
 
     def subscribers() -> list[int]:
         """Of each channel that clients can have; what the gateway follows for itself is nobody's load."""
-        return [each.subscriptions for name, each in hub.channels.items() if not name.startswith("ringcast:")]
+        channels = (each for partition in hub.partitions.values() for each in partition.channels.values())
+        return [each.subscriptions for each in channels if not each.name.startswith("ringcast:")]
 
     def misplaced() -> int:
         elsewhere = (count for number, count in node.users.by_partition() if not cluster.is_home(number % partitions))

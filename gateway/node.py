@@ -20,7 +20,7 @@ from gateway.message import Control, Draft, Heartbeat, encode_cursor, new_id, pa
 from gateway.metrics import Metrics
 from gateway.presence.presence import Presence
 from gateway.revoker import Revoker
-from gateway.session import Ask, Session
+from gateway.session import Ask, Carrier, Session
 from gateway.settings import Settings
 from gateway.users import Users
 from gateway.wheel import TICK, Wheel
@@ -167,10 +167,10 @@ class Node:
 
     # ---------------------------------------------------------------- sessions
 
-    def session(self, identity: Identity, wake: Callable[[], None], *, welcome: bool, transport: str = "") -> Session:
+    def session(self, identity: Identity, carrier: Carrier, *, welcome: bool, transport: str = "") -> Session:
         """A session for a connection of `identity`; `welcome` where its transport has that frame."""
         settings = self.settings
-        session = Session(new_id(), self.hub.budget, settings.outbox_bytes, settings.outbox_items, wake)
+        session = Session(new_id(), self.hub.budget, settings.outbox_bytes, settings.outbox_items, carrier)
         session.transport = transport
         self.admit(session, identity)
         now = asyncio.get_running_loop().time()
@@ -179,9 +179,9 @@ class Node:
             session.welcome = self.welcome_fields(session, identity)
         return session
 
-    def own_session(self, wake: Callable[[], None]) -> Session:
+    def own_session(self, carrier: Carrier) -> Session:
         """A session of the gateway's own, with no client behind it."""
-        session = self.session(Identity("ringcast"), wake, welcome=False)
+        session = self.session(Identity("ringcast"), carrier, welcome=False)
         self.own.add(session)
         return session
 
@@ -317,7 +317,7 @@ class Node:
         """Close the session's connection by this code, once it has what was queued for it."""
         self.metrics.closes[code] += 1
         session.closing = code  # the transport closes when its outbox is empty
-        session.wake()
+        session.carrier.wake()
 
     # ---------------------------------------------------------------- timers
 
@@ -346,11 +346,11 @@ class Node:
         stuck = session.flying > 0 and session.moved_at < session.pinged_at
         if stuck and now - session.moved_at > self.settings.stuck_after:
             self.end(session, TOO_SLOW)
-            session.on_abort()
+            session.carrier.abort()
             return
         if session.tell_at is not None and now >= session.tell_at:
             session.tell_at = None
-            session.wake()
+            session.carrier.wake()
             if now < session.pinged_at + min(self.settings.heartbeat, session.tell_every):
                 self.schedule(session)
                 return

@@ -15,6 +15,7 @@ import msgspec
 
 from gateway.errors import Problem
 from gateway.message import Draft, Message, format_time, new_id
+from gateway.session import Calls
 from gateway.users import PREFIX
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class RollCall:
         """Gather answers until everyone who is expected has answered, or has had the time to."""
         node, channel, heard = self._node, PREFIX + question.user, asyncio.Event()
         partition = node.broker.partition(channel)
-        ear = node.own_session(heard.set)
+        ear = node.own_session(Calls(heard.set))
         ear.opening = None
         try:
             async with asyncio.timeout(node.settings.open_within):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from gateway.brokers.base import Page
 from gateway.identity import Identity
@@ -35,6 +35,26 @@ NOWHERE = cast("dict[Channel, Behind]", MappingProxyType({}))
 NOTHING = cast("list[Item]", ())
 
 WELCOMED: dict[str, Any] = {}  # the `welcome` of a session that has been sent it
+
+
+class Carrier(Protocol):
+    """Whoever takes what a session holds: a connection, or a reader of the gateway's own."""
+
+    def wake(self) -> None:
+        """There is something, where there was nothing."""
+
+    def abort(self) -> None:
+        """It takes too little: cut it off."""
+
+
+class Calls:
+    """A carrier made of two calls."""
+
+    __slots__ = ("abort", "wake")
+
+    def __init__(self, wake: Callable[[], None], abort: Callable[[], None] | None = None) -> None:
+        self.wake = wake
+        self.abort = _nothing if abort is None else abort
 
 
 class Budget:
@@ -73,26 +93,25 @@ class Behind:
 
 
 class Session:
-    """Sans-I/O: the hub offers, a transport takes and says when it has sent; `wake` says that there is something.
+    """Sans-I/O: the hub offers, a transport takes and says when it has sent.
 
     An item is counted against the budget from the offer until it was sent.
     """
 
     __slots__ = (
-        "_items_limit", "_limit", "behind", "budget", "channels", "closing", "entries", "expires_at", "flying", "id",
-        "identity", "lagged", "leave_at", "moved_at", "on_abort", "opened_at", "opening", "outbox", "pinged_at",
-        "queued", "tell_at", "tell_every", "told", "told_at", "transport", "undecided", "unseen", "wake", "welcome",
+        "_items_limit", "_limit", "behind", "budget", "carrier", "channels", "closing", "entries", "expires_at",
+        "flying", "id", "identity", "lagged", "leave_at", "moved_at", "opened_at", "opening", "outbox", "pinged_at", "queued",
+        "tell_at", "tell_every", "told", "told_at", "transport", "undecided", "unseen", "welcome",
     )  # fmt: skip
 
-    def __init__(self, id: str, budget: Budget, limit: int, items: int, wake: Callable[[], None]) -> None:
+    def __init__(self, id: str, budget: Budget, limit: int, items: int, carrier: Carrier) -> None:
         self.id = id
         self.identity = _GATEWAY  # whose it is, by the credentials of now
         self.unseen = False  # it does not make its user present
         self.transport = ""  # by which its client receives; none where it is the gateway's own
         self.budget = budget
         self._limit, self._items_limit = limit, items
-        self.wake = wake
-        self.on_abort: Callable[[], None] = _nothing  # cuts a connection that takes nothing
+        self.carrier = carrier
         self.channels: dict[str, Channel] = {}
         self.behind = NOWHERE
         self.outbox = NOTHING
@@ -121,7 +140,7 @@ class Session:
         if not outbox:
             if self.closing is not None and isinstance(item, Message):
                 return False
-            self.wake()
+            self.carrier.wake()
             self.outbox = [item] if alone is None else alone
         else:
             full = self.queued + size > self._limit or len(outbox) >= self._items_limit

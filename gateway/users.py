@@ -117,8 +117,7 @@ class Ear:
         self._session = self._new()
 
     def _new(self) -> Session:
-        session = self._node.own_session(self._wake)
-        session.on_abort = self._cut
+        session = self._node.own_session(self)
         session.opening = None  # nobody waits for its welcome
         return session
 
@@ -136,7 +135,7 @@ class Ear:
     def close(self) -> None:
         self._node.leave(self._session)
 
-    def _cut(self) -> None:
+    def abort(self) -> None:
         """The hub wants what this session holds: another one goes on from where it stood."""
         session, positions = self._session, self._session.positions()
         self._session = self._new()
@@ -145,7 +144,7 @@ class Ear:
             self._node.hub.join(self._session, channel, self._partition, since)
         self._node.hub.welcome(self._session)
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
         if not self._awake:
             self._awake = True
             self._node.spawn(self._work(), "verbs")

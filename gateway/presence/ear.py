@@ -13,7 +13,7 @@ from gateway.errors import Problem
 from gateway.follow import AGAIN
 from gateway.identity import Identity
 from gateway.message import Message
-from gateway.session import Session
+from gateway.session import Calls, Session
 
 if TYPE_CHECKING:
     from gateway.node import Node
@@ -74,8 +74,7 @@ class Ear:
     async def _listen(self) -> None:
         """With one session, until that is cut."""
         node, self._cut = self._node, False
-        session = self._session = node.session(Identity("ringcast"), self._wake.set, welcome=False)
-        session.on_abort = self._abort
+        session = self._session = node.session(Identity("ringcast"), Calls(self._wake.set, self._abort), welcome=False)
         node.own.add(session)
         node.hub.welcome(session)
         try:

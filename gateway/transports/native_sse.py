@@ -76,8 +76,7 @@ class SseLine(Line):
         wishes = wishes_of(wanted, identity, node.settings, URL_CURSOR)
         node.admission.arrive(self.kind, self.address)
         self.counted = True
-        session = self.session = node.session(identity, self.wake, welcome=True, transport=self.kind)
-        session.on_abort = self.abort
+        session = self.session = node.session(identity, self, welcome=True, transport=self.kind)
         self.corked = True  # what it is offered now leaves with the welcome
         opened = node.open_at_once(session, wishes)
         self.corked = False

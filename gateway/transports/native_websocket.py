@@ -119,8 +119,7 @@ class WebSocketLine(Line, Conversation):
         node = self.node
         self.identity = identity
         wishes = asks(wanted, identity, node.settings, cursor_limit)
-        session = self.session = node.session(identity, self.wake, welcome=True, transport=self.kind)
-        session.on_abort = self.abort
+        session = self.session = node.session(identity, self, welcome=True, transport=self.kind)
         self.corked = True  # what it is offered now leaves with the welcome
         opened = node.open_at_once(session, wishes)
         self.corked = False

@@ -14,7 +14,7 @@ from gateway.errors import ENDS, KINDS, Problem
 from gateway.head import Head
 from gateway.message import Control, Message, encode_cursor
 from gateway.node import Node
-from gateway.session import Ask, Item, Session
+from gateway.session import Ask, Calls, Item, Session
 from gateway.transports.asks import URL_CURSOR
 from gateway.transports.pace import pace
 from gateway.transports.request import asked_by
@@ -28,7 +28,7 @@ async def endpoint(request: Request) -> Response:
     node: Node = request.app.state.node
     identity, wanted, wishes = await asked_by(request, node, "poll")
     ready = asyncio.Event()
-    session = node.session(identity, ready.set, welcome=False, transport="poll")
+    session = node.session(identity, Calls(ready.set), welcome=False, transport="poll")
     session.unseen = wanted.wait == 0  # somebody who waits is there; one who looks in was
     with connection(node, "poll", address_of(Head.of(request.scope), node.auth.limits)):
         try:

@@ -17,7 +17,7 @@ from gateway.credentials import address_of
 from gateway.errors import LATER, Problem
 from gateway.head import Head
 from gateway.node import Node
-from gateway.session import Ask, Session
+from gateway.session import Ask, Calls, Session
 from gateway.transports.events import BEGIN, HEADERS, checkpoint_at, chunk, turned_away
 from gateway.transports.request import asked_by
 from gateway.transports.wire import abort_of, connection, drained_of
@@ -50,7 +50,8 @@ class Stream(EventSourceResponse):
     def __init__(self, node: Node, address: str, identity: Identity) -> None:
         super().__init__(self._chunks(), headers=HEADERS, ping=0, sep="\n")
         self.node = node
-        self.session: Session = node.session(identity, self._wake, welcome=True, transport="sse")
+        self._calls = Calls(self._wake)
+        self.session: Session = node.session(identity, self._calls, welcome=True, transport="sse")
         self._ready = asyncio.Event()
         self._held = ExitStack()
         self._held.callback(node.leave, self.session)
@@ -67,7 +68,7 @@ class Stream(EventSourceResponse):
             raise
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.session.on_abort = abort_of(scope, self.session.on_abort)
+        self._calls.abort = abort_of(scope, self._calls.abort)
         self._drained = drained_of(scope)
         with self._held:
             await super().__call__(scope, receive, send)

@@ -13,6 +13,7 @@ from gateway.credentials import credentials_of
 from gateway.errors import Problem
 from gateway.head import Head
 from gateway.node import Node
+from gateway.session import Calls
 from gateway.transports.asks import BODY, URL_CURSOR, Wanted, asks, from_query
 from gateway.transports.conversation import MAX_REASON, SUBPROTOCOL, Conversation, Place
 from gateway.transports.wire import abort_of, connection, drained_of
@@ -78,9 +79,10 @@ class Connection(Conversation):
             wanted = from_query(self.websocket.query_params, self.websocket.scope["query_string"].decode("latin-1"))
         self.identity = identity
         wishes = asks(wanted, identity, self.node.settings, cursor_limit)
-        self.session = self.node.session(identity, self._ready.set, welcome=True, transport="websocket")
+        calls = Calls(self._ready.set)
+        self.session = self.node.session(identity, calls, welcome=True, transport="websocket")
         writer = asyncio.create_task(self._write(), name="websocket writer")
-        self.session.on_abort = abort_of(self.websocket.scope, writer.cancel)
+        calls.abort = abort_of(self.websocket.scope, writer.cancel)
         try:
             await self.node.open(self.session, wishes)
             reader = asyncio.ensure_future(self._read())

@@ -16,7 +16,7 @@ from gateway.brokers.base import Receipt
 from gateway.identity import user_identity
 from gateway.message import Draft
 from gateway.node import Node
-from gateway.session import Ask, Session
+from gateway.session import Ask, Calls, Session
 from gateway.settings import Policy, Settings
 from tests.support.nats import NatsServer
 from tests.support.redis import RedisServer
@@ -75,7 +75,7 @@ async def measure(broker: str, users: int, count: int, stay: float) -> None:
     sessions: list[Session] = []
     counted.begin()
     for number in range(users):
-        session = node.session(user_identity(f"u{number}", ["room:*"]), lambda: None, welcome=False)
+        session = node.session(user_identity(f"u{number}", ["room:*"]), Calls(lambda: None), welcome=False)
         await node.open(session, [Ask(rooms[number % count])])
         await asyncio.sleep(0)  # others would not come without the loop either
         sessions.append(session)

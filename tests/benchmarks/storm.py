@@ -24,7 +24,7 @@ from gateway.brokers import open_broker
 from gateway.message import Message
 from gateway.metrics import Metrics
 from gateway.node import Node
-from gateway.session import Ask, Session
+from gateway.session import Ask, Calls, Session
 from tests.benchmarks.table import Table
 from tests.support.broker_steps import draft
 from tests.support.deployments import Deployment, RedisAlone
@@ -80,7 +80,7 @@ async def running(store: Deployment, **changes: Any) -> AsyncIterator[Node]:
 
 
 async def join(node: Node, channel: str, since: int | None) -> Session:
-    session = node.session(Identity(channel.partition(":")[2]), lambda: None, welcome=True)
+    session = node.session(Identity(channel.partition(":")[2]), Calls(lambda: None), welcome=True)
     await node.open(session, [Ask(channel, since)])
     return session
 

@@ -8,7 +8,7 @@ from gateway.brokers.base import Page
 from gateway.hub import Hub
 from gateway.message import Control, Message
 from gateway.metrics import Metrics
-from gateway.session import Session
+from gateway.session import Calls, Session
 from gateway.settings import Policy, Settings
 
 P, Q = 1, 2  # partitions: those of topic: and tab:, and that of far:
@@ -27,7 +27,8 @@ class Node:
             self.hub.watermark(partition, 100)
 
     def session(self, *, welcome: bool = True) -> Session:
-        session = Session("s", self.hub.budget, self.settings.outbox_bytes, self.settings.outbox_items, lambda: None)
+        settings, carrier = self.settings, Calls(lambda: None)
+        session = Session("s", self.hub.budget, settings.outbox_bytes, settings.outbox_items, carrier)
         session.welcome = {"session": "s"} if welcome else None
         return session
 

@@ -34,7 +34,8 @@ def bounds(world: World, node: Node) -> None:
 
 def recent(world: World, node: Node) -> None:
     hub = node.hub
-    held = sum(message.size for channel in hub.channels.values() for message in channel.recent)
+    channels = [channel for at in hub.partitions.values() for channel in at.channels.values()]
+    held = sum(message.size for channel in channels for message in channel.recent)
     if held != hub.recent.bytes or held > hub.recent.limit:
         world.fail(f"{node.name}: recent counts {hub.recent.bytes} of {held} bytes, may hold {hub.recent.limit}")
     for number, at in hub.partitions.items():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gateway.brokers.base import Snapshot
 from gateway.message import Control, Message, decode_cursor, encode_cursor
-from gateway.session import Budget, Item, Session
+from gateway.session import Budget, Calls, Item, Session
 
 if TYPE_CHECKING:
     from tests.support.simulated_node import Node
@@ -21,7 +21,7 @@ class WatchedSession(Session):
     """A session that notes how much of the world each reset speaks of. Hashed by number: runs repeat exactly."""
 
     def __init__(self, number: int, budget: Budget, limit: int, items: int) -> None:
-        super().__init__(str(number), budget, limit, items, lambda: None)
+        super().__init__(str(number), budget, limit, items, Calls(lambda: None))
         self.number = number
         self.stamp = 0  # how many messages were published when the page at hand was read
         self.stamps: dict[int, int] = {}  # by id of a reset
@@ -81,7 +81,7 @@ class Subscriber:
         self.node = node
         session = WatchedSession(world.next_number(), node.hub.budget, settings.outbox_bytes, settings.outbox_items)
         session.welcome = None if self.kind == "poll" else {}
-        session.on_abort = self.away
+        session.carrier = Calls(lambda: None, self.away)
         self.session = session
         self.joining = world.random.sample(self.channels, len(self.channels))
         self.join_some()

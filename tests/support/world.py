@@ -335,9 +335,11 @@ class World:
             client.leave()
         for node in self.nodes:
             hub = node.hub
-            for partition in list(hub.partitions):
-                node.unfollow(partition)
-            left = (hub.sessions, hub.channels, hub.partitions, hub.budget.used, hub.recent.bytes)
+            parts = list(hub.partitions.values())
+            for part in parts:
+                node.unfollow(part.number)
+            channels = [name for part in parts for name in part.channels]
+            left = (hub.sessions, channels, hub.partitions, hub.budget.used, hub.recent.bytes)
             if any(left):
                 self.fail(f"{node.name} holds {left} when everybody has left")
 

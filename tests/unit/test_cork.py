@@ -22,7 +22,7 @@ class Line:
     def __init__(self, cork: Cork, session: Session, takes: float = 0.0) -> None:
         self.cork, self.session, self.takes = cork, session, takes
         self.flushed = 0
-        session.wake = self.wake
+        session.carrier = self
 
     def wake(self) -> None:
         if not self.corked:

@@ -71,7 +71,8 @@ async def heard(node: Node) -> AsyncIterator[Heard]:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert not ears(node)
-    assert CHANNEL not in node.hub.channels or not node.hub.channels[CHANNEL].subscriptions
+    channel = node.hub.find(CHANNEL, node.broker.partition(CHANNEL))
+    assert channel is None or not channel.subscriptions
 
 
 async def put(node: Node, key: str, data: str, *, deleted: bool = False) -> None:
@@ -87,7 +88,7 @@ async def test_a_snapshot_comes_first_and_then_what_follows(node: Node, heard: H
 
 async def test_it_begins_again_after_a_cut(node: Node, heard: Heard) -> None:
     [session] = ears(node)
-    session.on_abort()
+    session.carrier.abort()
     await put(node, "b", "null", deleted=True)
     await heard.until(lambda: ["a=1"] in heard.told)
     await put(node, "a", "4")

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from gateway.brokers.base import Snapshot
+from gateway.session import Calls
 from tests.support.hubs import SIZE, Node, P, Q, message, opened, page, reset, seen, welcome
 
 
@@ -149,9 +150,9 @@ def test_who_holds_too_much_that_cannot_be_taken_back_is_cut_off(taken: bool) ->
     node = Node(memory_budget=10 * SIZE, recent_bytes=0)
     cut: list[str] = []
     stuck = node.join("tab:a", snapshot=Snapshot([message(90, "tab:a", str(n)) for n in range(40)], 100))
-    stuck.on_abort = lambda: cut.append("stuck")
+    stuck.carrier = Calls(lambda: None, lambda: cut.append("stuck"))
     fine = node.join("topic:a")
-    fine.on_abort = lambda: cut.append("fine")
+    fine.carrier = Calls(lambda: None, lambda: cut.append("fine"))
     if taken:
         stuck.take()  # and never sent
     node.says(101)
@@ -169,7 +170,7 @@ def test_when_all_have_left_nothing_is_kept(node: Node) -> None:
     for number in (P, Q):
         node.hub.forget(number)
     hub = node.hub
-    assert (hub.sessions, hub.channels, hub.partitions, hub.budget.used, hub.recent.bytes) == (set(), {}, {}, 0, 0)
+    assert (hub.sessions, hub.partitions, hub.budget.used, hub.recent.bytes) == (set(), {}, 0, 0)
     for channel, since in list(node.wants):
         assert not hub.wanted(channel, since)
     assert hub._waiting == {}

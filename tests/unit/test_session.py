@@ -4,7 +4,7 @@ import pytest
 
 from gateway.message import Control, Message
 from gateway.recent import Channel, Partition
-from gateway.session import Behind, Budget, Item, Session
+from gateway.session import Behind, Budget, Calls, Item, Session
 
 SIZE = 512 + 2 * 100  # what a message here counts
 
@@ -29,7 +29,7 @@ def woken() -> Woken:
 @pytest.fixture
 def session(woken: Woken) -> Session:
     """A session with room for three messages, which follows topic:a and topic:b behind position 100."""
-    session = Session("s", Budget(1 << 20), 3 * SIZE, 10, woken)
+    session = Session("s", Budget(1 << 20), 3 * SIZE, 10, Calls(woken))
     partition = Partition(0, 100)
     for name in ("topic:a", "topic:b"):
         session.channels[name] = channel = Channel(name, partition, False)
@@ -58,7 +58,7 @@ def test_what_is_offered_is_taken_in_order_and_counted_until_sent(session: Sessi
 
 
 def test_what_many_are_offered_at_once_is_not_changed_by_what_one_of_them_is_offered_later(session: Session) -> None:
-    other = Session("o", session.budget, 3 * SIZE, 10, lambda: None)
+    other = Session("o", session.budget, 3 * SIZE, 10, Calls(Woken()))
     first = message(101)
     alone: list[Item] = [first]
     assert session.offer(first, alone)

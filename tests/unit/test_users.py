@@ -17,7 +17,7 @@ from gateway.identity import Identity
 from gateway.message import Control, Draft, new_id
 from gateway.metrics import Metrics
 from gateway.node import Node
-from gateway.session import Ask, Session
+from gateway.session import Ask, Calls, Session
 from gateway.settings import Settings
 from gateway.users import DISCONNECT, PREFIX, SUBSCRIBE, UNSUBSCRIBE
 
@@ -38,7 +38,7 @@ class Client:
         self.node = node
         self.news = asyncio.Event()
         identity = Identity(f"user:{user}", user)
-        self.session: Session = node.session(identity, self.news.set, welcome=True)
+        self.session: Session = node.session(identity, Calls(self.news.set), welcome=True)
         self.told: list[str] = []
 
     async def open(self) -> Client:
@@ -110,7 +110,7 @@ async def test_verbs_that_come_late_spare_who_came_after_them(node: Node) -> Non
 async def test_an_ear_that_the_hub_cuts_goes_on_where_it_stood(node: Node) -> None:
     ann, bob = await Client(node, "ann").open(), await Client(node, "bob").open()
     [ear] = ears(node)
-    ear.on_abort()  # as the hub does when it needs the room
+    ear.carrier.abort()  # as the hub does when it needs the room
     node.hub.leave(ear)
     for client, user in ((ann, "ann"), (bob, "bob")):
         await tell(node, user, DISCONNECT, code="unauthorised", hint="")
@@ -127,4 +127,4 @@ async def test_nothing_is_held_for_users_who_have_left(node: Node) -> None:
         node.leave(client.session)  # twice does nothing
     assert list(node.users) == []
     assert ears(node) == []
-    assert not [name for name in node.hub.channels if name.startswith(PREFIX)]
+    assert not [name for at in node.hub.partitions.values() for name in at.channels if name.startswith(PREFIX)]
