@@ -87,18 +87,28 @@ class Live:
         self._one = self._many = None
 
 
-class Channel:
-    """A channel with local sessions, those who follow it live among them, or recent messages."""
+class Channel(Live):
+    """A channel with local sessions, those who follow it live among them, or recent messages.
 
-    __slots__ = ("latest", "live", "name", "partition", "recent", "subscriptions")
+    It is its own `live`, which would have 64 bytes more as another object.
+    """
+
+    __slots__ = ("latest", "name", "partition", "recent", "subscriptions")
 
     def __init__(self, name: str, partition: Partition, latest: bool) -> None:
+        super().__init__()
         self.name = name
         self.partition = partition
         self.latest = latest  # a slow reader is owed the newest value of each key only
-        self.live = Live()
         self.subscriptions = 0
         self.recent = NONE
+
+    @property
+    def live(self) -> Live:
+        return self
+
+    def __bool__(self) -> bool:
+        return True  # also one that nobody follows
 
 
 class Recent:

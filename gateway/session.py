@@ -11,6 +11,7 @@ from gateway.brokers.base import Page
 from gateway.identity import Identity
 from gateway.message import MAX_OFFSET, Control, Message
 from gateway.recent import Channel
+from gateway.wheel import Slot
 
 Item = Message | Control
 
@@ -100,8 +101,8 @@ class Session:
 
     __slots__ = (
         "_items_limit", "_limit", "behind", "budget", "carrier", "channels", "closing", "entries", "expires_at",
-        "flying", "id", "identity", "lagged", "leave_at", "moved_at", "opened_at", "opening", "outbox", "pinged_at", "queued",
-        "tell_at", "tell_every", "told", "told_at", "transport", "undecided", "unseen", "welcome",
+        "flying", "id", "identity", "lagged", "leave_at", "moved_at", "opened_at", "opening", "outbox", "pinged_at",
+        "queued", "slot", "tell_at", "tell_every", "told", "told_at", "transport", "undecided", "unseen", "welcome",
     )  # fmt: skip
 
     def __init__(self, id: str, budget: Budget, limit: int, items: int, carrier: Carrier) -> None:
@@ -127,6 +128,7 @@ class Session:
         # Times of the node's clock, in seconds.
         self.opened_at = self.pinged_at = self.told_at = self.moved_at = 0.0
         self.expires_at: float | None = None  # when its credentials do
+        self.slot: Slot | None = None  # of the node's wheel
         self.leave_at: float | None = None  # when it is closed, having been told goodbye
         self.tell_at: float | None = None  # when it wants to be woken, to tell its position
         self.tell_every = 0.0  # how often it is told a cursor, so that a quiet channel's position stays young

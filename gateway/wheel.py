@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Generic, TypeVar
-
-T = TypeVar("T")
+from typing import Any, Generic, Protocol, TypeVar
 
 TICK = 0.25  # seconds; how late something may come up
 
 
-class Slot(set[T]):
+class Slot(set[Any]):
     """The entries of one tick."""
 
     __slots__ = ("number",)
@@ -20,12 +18,20 @@ class Slot(set[T]):
         self.number = number
 
 
+class Entry(Protocol):
+    """What a wheel schedules. It remembers itself where it is: a table of that has 70 bytes an entry."""
+
+    slot: Slot | None  # None to begin with
+
+
+T = TypeVar("T", bound=Entry)
+
+
 class Wheel(Generic[T]):
     """Each entry comes up once, in the tick after its time; one that is scheduled again moves."""
 
     def __init__(self) -> None:
-        self._slots: dict[int, Slot[T]] = {}
-        self._slot_of: dict[T, Slot[T]] = {}
+        self._slots: dict[int, Slot] = {}
         self._turned: int | None = None
 
     def schedule(self, entry: T, at: float) -> None:
@@ -35,10 +41,10 @@ class Wheel(Generic[T]):
         if slot is None:
             slot = self._slots[number] = Slot(number)
         slot.add(entry)
-        self._slot_of[entry] = slot
+        entry.slot = slot
 
     def cancel(self, entry: T) -> None:
-        slot = self._slot_of.pop(entry, None)
+        slot, entry.slot = entry.slot, None
         if slot is not None:
             slot.discard(entry)
             if not slot:
@@ -56,8 +62,8 @@ class Wheel(Generic[T]):
         for slot in late:
             if slot <= current:
                 for entry in self._slots.pop(slot, ()):
-                    del self._slot_of[entry]
+                    entry.slot = None
                     yield entry
 
     def __len__(self) -> int:
-        return len(self._slot_of)
+        return sum(map(len, self._slots.values()))

@@ -10,7 +10,7 @@ import msgspec
 
 from gateway.message import Draft, Message, new_id
 from gateway.presence.entry import LIFE, Entry, decode_entry, encode, key_of, run_of, table
-from gateway.wheel import Wheel
+from gateway.wheel import Slot, Wheel
 
 
 @dataclass(slots=True, eq=False)
@@ -29,6 +29,7 @@ class Vouch:
     busy: bool = False  # a value is on its way
     again: bool = False  # and is out of date already
     renew_at: float = 0.0
+    slot: Slot | None = field(default=None, repr=False)  # of the wheel
 
 
 @dataclass(slots=True)
