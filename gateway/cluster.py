@@ -240,7 +240,8 @@ class Cluster:
                 continue
 
     def _watched(self) -> bool:
-        channel = self._node.hub.find(NODES, self._node.broker.partition(NODES))
+        at = self._node.hub.partitions.get(self._node.broker.partition(NODES))
+        channel = None if at is None else at.channels.get(NODES)
         return channel is not None and channel.subscriptions > 0
 
     def _trouble(self, problem: Problem) -> None:

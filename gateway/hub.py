@@ -8,7 +8,7 @@ and all go live by the same plain call where the recent messages end.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -16,9 +16,9 @@ import msgspec
 
 from gateway.brokers.base import Page, Snapshot
 from gateway.errors import TOO_SLOW
-from gateway.message import Control, Message, encode_cursor
+from gateway.message import VERBS, Control, Message, encode_cursor
 from gateway.metrics import Metrics
-from gateway.recent import Channel, Partition, Recent
+from gateway.recent import Channel, LatestChannel, Partition, Recent
 from gateway.session import WELCOMED, Behind, Budget, Item, Session
 from gateway.settings import Settings
 
@@ -40,11 +40,9 @@ class Hub:
         self.entered: Callable[[Session, str], None] | None = None  # a session has subscribed to a channel
         self.left: Callable[[Session, str], None] | None = None  # it is subscribed no longer
         self.passing: Message | None = None  # what is offered to its sessions at this moment
+        self.verb: Callable[[int, Message], None] = lambda partition, message: None  # told of each on a user
+        self.missed: Callable[[int, int], Iterable[Session]] = lambda partition, since: ()  # who else is to catch up
         self.traced: Callable[[Message, Channel], None] = _untraced  # told of each message with a trace
-
-    def find(self, name: str, partition: int) -> Channel | None:
-        """The channel, where it has sessions or recent messages here."""
-        return self.partitions[partition].channels.get(name) if partition in self.partitions else None
 
     # ---------------------------------------------------------------- what the broker tells
 
@@ -71,6 +69,8 @@ class Hub:
         at.top = offset
         for emptied in self.recent.add(channel, message):
             self._let_go(emptied)
+        if message.channel.startswith(VERBS):
+            self.verb(partition, message)
         if self.budget.used + self.recent.bytes > self.budget.limit:
             self._relieve()
 
@@ -88,7 +88,7 @@ class Hub:
         if at is None:
             return
         self.metrics.gaps += 1
-        late: dict[Session, None] = {}
+        late = dict.fromkeys(self.missed(partition, at.top))
         for channel in at.channels.values():
             for session, ahead in channel.live.items():
                 session.fall_behind(channel, Behind(max(ahead, at.top), proved=False))
@@ -144,14 +144,14 @@ class Hub:
             if self._is_recent(channel, behind):
                 self._decide_live(session, channel, behind)
 
-    def listen(self, session: Session, name: str, partition: int) -> None:
-        """Subscribe one of the gateway's own sessions to what comes from now on, which nobody has to be told."""
+    def listen(self, session: Session, name: str, partition: int, since: int) -> None:
+        """Subscribe one of the gateway's own sessions from a position, which nobody has to be told; then pump it."""
         channel = self._channel(name, self.partitions[partition])
         channel.subscriptions += 1
         channel.partition.subscriptions += 1
         session.channels[name] = channel
         self.sessions.add(session)
-        channel.live[session] = 0
+        session.fall_behind(channel, Behind(since, proved=False))
 
     def welcome(self, session: Session) -> None:
         """Everything the session asked for at first has been joined: open it as soon as each channel is decided."""
@@ -381,8 +381,8 @@ class Hub:
     def _channel(self, name: str, partition: Partition) -> Channel:
         channel = partition.channels.get(name)
         if channel is None:
-            latest = self.settings.policy(name).slow == "latest"
-            channel = partition.channels[name] = Channel(name, partition, latest)
+            kind = LatestChannel if self.settings.policy(name).slow == "latest" else Channel
+            channel = partition.channels[name] = kind(name, partition)
         return channel
 
     def _let_go(self, channel: Channel) -> None:

@@ -17,6 +17,7 @@ import msgspec
 MAX_OFFSET = 2**53 - 1  # what a JavaScript number holds exactly
 MAX_NAME = 200  # characters of a channel after its namespace
 RESERVED = ("jobs", "presence", "ringcast")  # namespaces that only the gateway itself publishes to
+VERBS = "ringcast:user."  # and a user: what is done to all sessions of that user
 PRESENCE_TABLE = "ringcast:presence."  # and a partition: the table that lies in it, whatever its name would hash to
 
 _NAMESPACE = re.compile(r"[a-z][a-z0-9_-]{0,62}\Z")

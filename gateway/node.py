@@ -268,7 +268,7 @@ class Node:
                     snapshot=snapshots.get(ask.channel), request=requests.get(ask.channel),
                 )  # fmt: skip
         policies = [self.settings.policy(channel) for channel in session.channels]
-        session.tell_every = min([policy.history_ttl / 4 for policy in policies], default=3600.0)
+        session.history_ttl = min([policy.history_ttl for policy in policies], default=4 * 3600.0)
         self.hub.welcome(session)
 
     async def _snapshots(self, asks: list[Ask]) -> dict[str, Snapshot]:

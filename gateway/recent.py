@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from gateway.message import Message
 
@@ -37,54 +37,55 @@ class Live:
     or below. Most channels have one session, and a dict of one has 220 bytes.
     """
 
-    __slots__ = ("_ahead", "_many", "_one")
+    __slots__ = ("_ahead", "_who")
 
     def __init__(self) -> None:
-        self._one: Session | None = None
-        self._ahead = 0
-        self._many: dict[Session, int] | None = None  # once there were two
+        self._who: Session | dict[Session, int] | None = None  # a dict once there were two
+        self._ahead = 0  # of the one
 
     def items(self) -> Iterable[tuple[Session, int]]:
-        if self._many is not None:
-            return self._many.items()
-        return () if self._one is None else ((self._one, self._ahead),)
+        who = self._who
+        if type(who) is dict:
+            return who.items()
+        return () if who is None else ((cast("Session", who), self._ahead),)
 
     def __iter__(self) -> Iterator[Session]:
         return (session for session, _ in self.items())
 
     def __len__(self) -> int:
-        return len(self._many) if self._many is not None else self._one is not None
+        return len(self._who) if type(self._who) is dict else self._who is not None
 
     def __getitem__(self, session: Session) -> int:
-        if session is self._one:
+        if session is self._who:
             return self._ahead
-        if self._many is None:
+        if type(self._who) is not dict:
             raise KeyError(session)
-        return self._many[session]
+        return self._who[session]
 
     def __setitem__(self, session: Session, ahead: int) -> None:
-        if self._many is not None:
-            self._many[session] = ahead
-        elif self._one is None or self._one is session:
-            self._one, self._ahead = session, ahead
+        who = self._who
+        if type(who) is dict:
+            who[session] = ahead
+        elif who is None or who is session:
+            self._who, self._ahead = session, ahead
         else:
-            self._many = {self._one: self._ahead, session: ahead}
-            self._one = None
+            self._who = {cast("Session", who): self._ahead, session: ahead}
 
     def pop(self, session: Session) -> int | None:
         """Let go of a session; None where it was not live."""
-        if session is self._one:
-            self._one = None
+        who = self._who
+        if who is session:
+            self._who = None
             return self._ahead
-        if self._many is None:
+        if type(who) is not dict:
             return None
-        ahead = self._many.pop(session, None)
-        if not self._many:
-            self._many = None
+        ahead = who.pop(session, None)
+        if not who:
+            self._who = None
         return ahead
 
     def clear(self) -> None:
-        self._one = self._many = None
+        self._who = None
 
 
 class Channel(Live):
@@ -93,13 +94,14 @@ class Channel(Live):
     It is its own `live`, which would have 64 bytes more as another object.
     """
 
-    __slots__ = ("latest", "name", "partition", "recent", "subscriptions")
+    __slots__ = ("name", "partition", "recent", "subscriptions")
 
-    def __init__(self, name: str, partition: Partition, latest: bool) -> None:
+    latest = False  # whether a slow reader is owed the newest value of each key only
+
+    def __init__(self, name: str, partition: Partition) -> None:
         super().__init__()
         self.name = name
         self.partition = partition
-        self.latest = latest  # a slow reader is owed the newest value of each key only
         self.subscriptions = 0
         self.recent = NONE
 
@@ -109,6 +111,12 @@ class Channel(Live):
 
     def __bool__(self) -> bool:
         return True  # also one that nobody follows
+
+
+class LatestChannel(Channel):
+    __slots__ = ()
+
+    latest = True
 
 
 class Recent:

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from gateway.errors import Problem
-from gateway.message import Draft, Message, format_time, new_id
+from gateway.message import VERBS, Draft, Message, format_time, new_id
 from gateway.session import Calls
-from gateway.users import PREFIX
 
 if TYPE_CHECKING:
     from gateway.node import Node
@@ -84,14 +83,15 @@ class RollCall:
 
     async def _ask(self, question: Question, expected: set[str], answers: list[Answer]) -> None:
         """Gather answers until everyone who is expected has answered, or has had the time to."""
-        node, channel, heard = self._node, PREFIX + question.user, asyncio.Event()
+        node, channel, heard = self._node, VERBS + question.user, asyncio.Event()
         partition = node.broker.partition(channel)
         ear = node.own_session(Calls(heard.set))
         ear.opening = None
         try:
             async with asyncio.timeout(node.settings.open_within):
                 await node.interest.follow({partition})
-            node.hub.listen(ear, channel, partition)
+            node.hub.listen(ear, channel, partition, node.hub.partitions[partition].top)
+            node.hub.pump(ear)
             await node.publish(Draft(self._channel, ROLL_CALL, msgspec.json.encode(question), question.question))
             async with asyncio.timeout(WITHIN):
                 while expected:
@@ -123,7 +123,7 @@ class RollCall:
     async def _tell(self, question: Question) -> None:
         data = msgspec.json.encode(self._answer(question))
         try:
-            await self._node.publish(Draft(PREFIX + question.user, ANSWER, data, new_id()))
+            await self._node.publish(Draft(VERBS + question.user, ANSWER, data, new_id()))
         except Problem as problem:
             log.warning("a roll call could not be answered: %s", problem)
 

@@ -101,8 +101,8 @@ class Session:
 
     __slots__ = (
         "_items_limit", "_limit", "behind", "budget", "carrier", "channels", "closing", "entries", "expires_at",
-        "flying", "id", "identity", "lagged", "leave_at", "moved_at", "opened_at", "opening", "outbox", "pinged_at",
-        "queued", "slot", "tell_at", "tell_every", "told", "told_at", "transport", "undecided", "unseen", "welcome",
+        "flying", "history_ttl", "id", "identity", "lagged", "leave_at", "moved_at", "opened_at", "opening", "outbox",
+        "pinged_at", "queued", "slot", "tell_at", "told", "told_at", "transport", "undecided", "unseen", "welcome",
     )  # fmt: skip
 
     def __init__(self, id: str, budget: Budget, limit: int, items: int, carrier: Carrier) -> None:
@@ -131,7 +131,12 @@ class Session:
         self.slot: Slot | None = None  # of the node's wheel
         self.leave_at: float | None = None  # when it is closed, having been told goodbye
         self.tell_at: float | None = None  # when it wants to be woken, to tell its position
-        self.tell_every = 0.0  # how often it is told a cursor, so that a quiet channel's position stays young
+        self.history_ttl = 0.0  # seconds: the shortest of its channels'
+
+    @property
+    def tell_every(self) -> float:
+        """How often it is told a cursor, so that a quiet channel's position stays young: in seconds."""
+        return self.history_ttl / 4
 
     def offer(self, item: Item, alone: list[Item] | None = None) -> bool:
         """Queue an item, or refuse a message for which there is no room.

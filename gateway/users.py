@@ -2,8 +2,8 @@
 
 A verb is a message of the reserved channel `ringcast:user.<user>`, in the user's partition, which a node that has a
 session of the user follows anyway. Each partition has an ear: a session of the gateway's own that is subscribed to the
-channels of the users who are here. So verbs come by the same chain as any message, in order, and what was missed while
-the store was away is read afterwards.
+channels of the users who are here, once there is a verb for them. So verbs come by the same chain as any message, in
+order, and what was missed while the store was away is read afterwards.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ import msgspec
 
 from gateway.errors import KINDS, Problem
 from gateway.follow import AGAIN
-from gateway.message import Control, Message
+from gateway.message import VERBS, Control, Message
 from gateway.session import Item, Session
 
 if TYPE_CHECKING:
     from gateway.node import Node
 
-PREFIX = "ringcast:user."
 DISCONNECT, SUBSCRIBE, UNSUBSCRIBE = "disconnect", "subscribe", "unsubscribe"  # a verb's event
 
 log = logging.getLogger("ringcast.users")
@@ -52,87 +51,117 @@ class Users:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._sessions: dict[str, Session | set[Session]] = {}  # most users have one, and a set of one has 230 bytes
         self._ears: dict[int, Ear] = {}
+        node.hub.verb, node.hub.missed = self._heard, self._missed
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._sessions)
+        return (user for ear in self._ears.values() for user in ear.sessions)
 
     def of(self, user: str) -> list[Session]:
-        found = self._sessions.get(user, ())
-        return [found] if isinstance(found, Session) else list(found)
+        ear = self._ears.get(self._node.broker.partition(VERBS + user))
+        return [] if ear is None else ear.of(user)
 
     def by_partition(self) -> Iterator[tuple[int, int]]:
         """How many sessions there are of the users of each partition, as the broker counts those."""
         for number, ear in self._ears.items():
-            yield number, sum(len(self.of(user)) for user in ear.users())
+            yield number, sum(len(ear.of(user)) for user in ear.sessions)
 
     def partition(self, session: Session) -> set[int]:
         """The partition, as the broker counts, that has to be followed before the session is added: one or none."""
         user = session.identity.subject
-        return set() if user is None else {self._node.broker.partition(PREFIX + user)}
+        return set() if user is None else {self._node.broker.partition(VERBS + user)}
 
     def add(self, session: Session) -> None:
         """A session is about to open, and its user's partition is followed. A second time does nothing."""
-        user = session.identity.subject
-        if user is None:
-            return
-        found = self._sessions.get(user)
-        if isinstance(found, set):
-            found.add(session)
-            return
-        if found is not None:
-            if found is not session:
-                self._sessions[user] = {found, session}
-            return
-        self._sessions[user] = session
-        [partition] = self.partition(session)
-        ear = self._ears.get(partition)
-        if ear is None:
-            ear = self._ears[partition] = Ear(self._node, partition)
-        ear.listen(PREFIX + user)
+        for partition in self.partition(session):
+            ear = self._ears.get(partition)
+            if ear is None:
+                ear = self._ears[partition] = Ear(self._node, partition)
+            ear.add(session)
 
     def remove(self, session: Session) -> None:
-        user = session.identity.subject
-        found = self._sessions.get(user) if user is not None else None
-        if user is None or not (found is session or (isinstance(found, set) and session in found)):
-            return
-        if isinstance(found, set):
-            found.discard(session)
-            if found:
-                return
-        del self._sessions[user]
-        [partition] = self.partition(session)
-        if not self._ears[partition].ignore(PREFIX + user):
-            self._ears.pop(partition).close()
+        for partition in self.partition(session):
+            ear = self._ears.get(partition)
+            if ear is not None:
+                ear.remove(session)
+                if not ear.sessions:
+                    self._ears.pop(partition).close()
+
+    def _heard(self, partition: int, message: Message) -> None:
+        ear = self._ears.get(partition)
+        if ear is not None:
+            ear.begin(message)
+
+    def _missed(self, partition: int, since: int) -> list[Session]:
+        """Something may be missing, a verb on any user as well: the sessions that are to read what it was."""
+        ear = self._ears.get(partition)
+        return [] if ear is None else ear.look(since)
 
 
 class Ear:
-    """Hears the verbs on the users of one partition, and does them one after another."""
+    """Hears the verbs on the users of one partition, and does them one after another.
+
+    Nearly all users never have one. So their channels are subscribed to by the first that comes, or when one may have
+    been missed; until then the hub tells of it.
+    """
 
     def __init__(self, node: Node, partition: int) -> None:
+        self.sessions: dict[str, Session | set[Session]] = {}  # most users have one, and a set of one has 230 bytes
         self._node = node
         self._partition = partition
         self._awake = False
         self._session = self._new()
+        self._followed = node.hub.partitions[partition]
+        self._followed.subscriptions += 1  # for as long as there is an ear
 
     def _new(self) -> Session:
         session = self._node.own_session(self)
         session.opening = None  # nobody waits for its welcome
         return session
 
-    def listen(self, channel: str) -> None:
-        self._node.hub.listen(self._session, channel, self._partition)
+    def of(self, user: str) -> list[Session]:
+        found = self.sessions.get(user, ())
+        return [found] if isinstance(found, Session) else list(found)
 
-    def ignore(self, channel: str) -> bool:
-        """Hear no more of a channel; tells whether there are others."""
-        self._node.hub.unsubscribe(self._session, channel)
-        return bool(self._session.channels)
+    def add(self, session: Session) -> None:
+        user = session.identity.subject
+        assert user is not None
+        found = self.sessions.get(user)
+        if isinstance(found, set):
+            found.add(session)
+        elif found is None:
+            self.sessions[user] = session
+        elif found is not session:
+            self.sessions[user] = {found, session}
 
-    def users(self) -> Iterator[str]:
-        return (channel[len(PREFIX) :] for channel in self._session.channels)
+    def remove(self, session: Session) -> None:
+        user = session.identity.subject
+        found = self.sessions.get(user) if user is not None else None
+        if user is None or not (found is session or (isinstance(found, set) and session in found)):
+            return
+        if isinstance(found, set):
+            found.discard(session)
+            if found:
+                return
+        del self.sessions[user]
+        if VERBS + user in self._session.channels:
+            self._node.hub.unsubscribe(self._session, VERBS + user)
+
+    def begin(self, verb: Message) -> None:
+        """Hear the channel of the first verb on a user who is here, from it on."""
+        if verb.channel[len(VERBS) :] in self.sessions and verb.channel not in self._session.channels:
+            self._node.hub.listen(self._session, verb.channel, self._partition, verb.offset - 1)
+            self._node.hub.pump(self._session)
+
+    def look(self, since: int) -> list[Session]:
+        """Hear every user's channel from a position on."""
+        for user in self.sessions:
+            if VERBS + user not in self._session.channels:
+                self._node.hub.listen(self._session, VERBS + user, self._partition, since)
+        return [self._session]
 
     def close(self) -> None:
+        self._followed.subscriptions -= 1
         self._node.leave(self._session)
 
     def abort(self) -> None:
@@ -164,7 +193,7 @@ class Ear:
             if item.kind == "reset":
                 log.warning("verbs on a user may have been missed: %s", item.body)
             return
-        sessions = [each for each in self._node.users.of(item.channel[len(PREFIX) :]) if self._was_there(each, item)]
+        sessions = [each for each in self._node.users.of(item.channel[len(VERBS) :]) if self._was_there(each, item)]
         try:
             if item.event == DISCONNECT:
                 end = _decode_end(item.data)

@@ -14,10 +14,10 @@ from gateway.brokers.base import Receipt
 from gateway.errors import ENDS, KINDS, Problem
 from gateway.http import JSON, content_type, identify, json_response, read_body
 from gateway.identity import Identity, check_subject
-from gateway.message import Draft, check_channel, clip, new_id
+from gateway.message import VERBS, Draft, check_channel, clip, new_id
 from gateway.node import Node
 from gateway.publish import check_id
-from gateway.users import DISCONNECT, PREFIX, SUBSCRIBE, UNSUBSCRIBE, Channels, End
+from gateway.users import DISCONNECT, SUBSCRIBE, UNSUBSCRIBE, Channels, End
 
 MAX_BODY = 64 << 10  # bytes
 MAX_HINT = 120  # bytes: what a close frame's reason may have (RFC 6455, 5.5)
@@ -100,7 +100,7 @@ async def _server(request: Request, node: Node) -> Identity:
 async def _tell(node: Node, identity: Identity, user: str, verb: str, data: msgspec.Struct, id: str | None) -> Receipt:
     """Say it on the user's own channel, where every node hears it that has a session of the user."""
     return await node.publish(Draft(
-        PREFIX + user, verb, msgspec.json.encode(data), new_id() if id is None else id,
+        VERBS + user, verb, msgspec.json.encode(data), new_id() if id is None else id,
         principal=identity.principal, idempotent=id is not None,
     ))  # fmt: skip
 

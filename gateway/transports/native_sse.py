@@ -113,7 +113,9 @@ class SseLine(Line):
         return item.sse if isinstance(item, Message) else None
 
     def encode(self, session: Session, items: list[Item]) -> bytes:
-        data = chunk(self, session, items, asyncio.get_running_loop().time())
+        # The first is as old as the session, whose time is kept anyway.
+        now = asyncio.get_running_loop().time() if self.head is None else session.opened_at
+        data = chunk(self, session, items, now)
         due = checkpoint_at(self, session)
         if due is None or session.tell_at is None:  # else it comes up soon enough
             session.tell_at = due

@@ -60,7 +60,7 @@ class App:
         return waiting
 
     def _live(self, channel: str) -> int:
-        found = self.node.hub.find(channel, self.node.broker.partition(channel))
+        found = self.node.hub.partitions[self.node.broker.partition(channel)].channels.get(channel)
         return 0 if found is None else sum(bool(session.transport) for session in found.live)
 
 

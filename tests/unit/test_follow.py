@@ -71,7 +71,7 @@ async def heard(node: Node) -> AsyncIterator[Heard]:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert not ears(node)
-    channel = node.hub.find(CHANNEL, node.broker.partition(CHANNEL))
+    channel = node.hub.partitions[node.broker.partition(CHANNEL)].channels.get(CHANNEL)
     assert channel is None or not channel.subscriptions
 
 

@@ -6,7 +6,7 @@ import weakref
 import pytest
 
 from gateway.message import Message
-from gateway.recent import Channel, Partition, Recent
+from gateway.recent import Channel, LatestChannel, Partition, Recent
 
 SIZE = 512 + 2 * 100  # what a message here counts
 
@@ -25,7 +25,7 @@ def partition() -> Partition:
 
 
 def channel(partition: Partition, name: str = "topic:a", *, latest: bool = False) -> Channel:
-    partition.channels[name] = made = Channel(name, partition, latest)
+    partition.channels[name] = made = (LatestChannel if latest else Channel)(name, partition)
     return made
 
 

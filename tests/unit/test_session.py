@@ -32,7 +32,7 @@ def session(woken: Woken) -> Session:
     session = Session("s", Budget(1 << 20), 3 * SIZE, 10, Calls(woken))
     partition = Partition(0, 100)
     for name in ("topic:a", "topic:b"):
-        session.channels[name] = channel = Channel(name, partition, False)
+        session.channels[name] = channel = Channel(name, partition)
         session.fall_behind(channel, Behind(100, proved=True))
     return session
 

@@ -14,12 +14,12 @@ from gateway.auth import Authenticator
 from gateway.brokers.memory import MemoryBroker
 from gateway.brokers.memory_store import MemoryStore
 from gateway.identity import Identity
-from gateway.message import Control, Draft, new_id
+from gateway.message import VERBS, Control, Draft, new_id
 from gateway.metrics import Metrics
 from gateway.node import Node
 from gateway.session import Ask, Calls, Session
 from gateway.settings import Settings
-from gateway.users import DISCONNECT, PREFIX, SUBSCRIBE, UNSUBSCRIBE
+from gateway.users import DISCONNECT, SUBSCRIBE, UNSUBSCRIBE
 
 
 @pytest.fixture
@@ -59,11 +59,11 @@ class Client:
 
 
 async def tell(node: Node, user: str, verb: str, **data: Any) -> None:
-    await node.publish(Draft(PREFIX + user, verb, msgspec.json.encode(data), new_id()))
+    await node.publish(Draft(VERBS + user, verb, msgspec.json.encode(data), new_id()))
 
 
 def ears(node: Node) -> list[Session]:
-    return [session for session in node.own if any(name.startswith(PREFIX) for name in session.channels)]
+    return [session for session in node.own if any(name.startswith(VERBS) for name in session.channels)]
 
 
 async def test_verbs_are_done_in_their_order(node: Node) -> None:
@@ -109,6 +109,8 @@ async def test_verbs_that_come_late_spare_who_came_after_them(node: Node) -> Non
 
 async def test_an_ear_that_the_hub_cuts_goes_on_where_it_stood(node: Node) -> None:
     ann, bob = await Client(node, "ann").open(), await Client(node, "bob").open()
+    await tell(node, "ann", SUBSCRIBE, channels=["room:1"])
+    await ann.until("subscribed room:1")
     [ear] = ears(node)
     ear.carrier.abort()  # as the hub does when it needs the room
     node.hub.leave(ear)
@@ -118,13 +120,32 @@ async def test_an_ear_that_the_hub_cuts_goes_on_where_it_stood(node: Node) -> No
     assert ears(node) not in ([], [ear])
 
 
+async def test_a_verb_that_was_not_announced_is_read_when_the_gap_is_found(node: Node) -> None:
+    ann, bob = await Client(node, "ann").open(), await Client(node, "bob").open()
+    broker = node.broker
+    assert isinstance(broker, MemoryBroker)
+    for client, user in ((ann, "ann"), (bob, "bob")):
+        broker.store.listeners.remove(broker.receive)
+        await tell(node, user, DISCONNECT, code="unauthorised", hint="")
+        broker.store.listeners.append(broker.receive)
+        assert ears(node) == [] or user == "bob"
+        await broker.check([broker.partition(VERBS + user)])
+        await client.until("goodbye")
+
+
 async def test_nothing_is_held_for_users_who_have_left(node: Node) -> None:
     clients = [await Client(node, user).open() for user in ("ann", "ann", "bob")]
     assert sorted(node.users) == ["ann", "bob"]
+    assert ears(node) == []
+    await tell(node, "ann", SUBSCRIBE, channels=["room:1"])
+    await clients[0].until("subscribed room:1")
     assert len(ears(node)) == 1
     for client in clients:
         node.leave(client.session)
         node.leave(client.session)  # twice does nothing
     assert list(node.users) == []
     assert ears(node) == []
-    assert not [name for at in node.hub.partitions.values() for name in at.channels if name.startswith(PREFIX)]
+    for at in node.hub.partitions.values():
+        assert at.subscriptions == sum(channel.subscriptions for channel in at.channels.values())
+    held = [each for at in node.hub.partitions.values() for each in at.channels.values() if each.subscriptions]
+    assert not [each.name for each in held if each.name.startswith(VERBS)]
