@@ -60,7 +60,8 @@ class App:
         return waiting
 
     def _live(self, channel: str) -> int:
-        found = self.node.hub.partitions[self.node.broker.partition(channel)].channels.get(channel)
+        at = self.node.hub.partitions.get(self.node.broker.partition(channel))
+        found = None if at is None else at.channels.get(channel)
         return 0 if found is None else sum(bool(session.transport) for session in found.live)
 
 
