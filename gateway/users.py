@@ -102,7 +102,7 @@ class Ear:
     """Hears the verbs on the users of one partition, and does them one after another.
 
     Nearly all users never have one. So their channels are subscribed to by the first that comes, or when one may have
-    been missed; until then the hub tells of it.
+    been missed, until all of it is done; from then on the hub tells of the next.
     """
 
     def __init__(self, node: Node, partition: int) -> None:
@@ -185,6 +185,9 @@ class Ear:
                 for item in items:
                     await self._do(item)
                 self._node.sent(self._session)
+            if not self._session.behind:
+                for channel in list(self._session.channels):
+                    self._node.hub.unsubscribe(self._session, channel)
         finally:
             self._awake = False
 
