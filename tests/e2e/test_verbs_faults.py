@@ -176,7 +176,7 @@ async def test_what_a_wiped_store_lost_of_the_revocations_the_nodes_tell_it_agai
     for node in (a, b):
         async with asyncio.timeout(BACK):
             # The one that did not tell the store may not have read it yet, and then knows of no token whether it holds.
-            while (answer := await told(node, token("u0", iat=now - 1)))[0] == 503:
+            while (answer := await told(node, token("u0", iat=now - 1)))[0] == 503:  # noqa: ASYNC110 - as in `until`
                 await asyncio.sleep(0.05)
         assert answer == (401, REVOKED)
         assert node.stop() == 0, node.stderr
