@@ -100,7 +100,7 @@ async def tables(rounds: int, subscribers: tuple[int, ...] = (1000, 5000), messa
                 if burst == 1:
                     servers += of(transport, many=not full)
                 least = messages * 1000 // count
-                figures = await measure(transport, count, rounds, burst, max(least - least % burst, burst), servers)
+                figures = await measure(transport, count, rounds, burst, max(least - least % burst, 5 * burst), servers)
                 table = Table(titled(transport, count, burst), f"µs of CPU a delivery of {SIZE} bytes", figures, FLOOR)
                 if burst == 1:
                     limit = 1.4 if transport == "websocket" else 1.5
