@@ -123,13 +123,12 @@ class Ingest(Stream):
             items = [] if isinstance(found, Problem) else found
             channels = {item.channel for item in items} if self._held is not None else ()
             full = window.size + len(items) > AT_A_TIME
-            if window.lines and (full or (channels and not window.channels.isdisjoint(channels))):
+            if window.lines and (full or not window.channels.isdisjoint(channels)):
                 yield window
                 window = Window()
             window.lines.append((number, found))
             window.size += len(items) or 1
-            if channels:
-                window.channels.update(channels)
+            window.channels.update(channels)
         if window.lines:
             yield window
 
