@@ -132,8 +132,8 @@ class Chain:
         elif not self.follows(at, frame):
             self._ask(frame.partition, at, frame)
         else:
+            self.events.message(frame.partition, frame.message)  # should that fail, it counts as not told
             at.watermark, at.heard = frame.message.offset, self.clock()
-            self.events.message(frame.partition, frame.message)
 
     def same_history(self, at: Followed, frame: Frame) -> bool:
         return frame.history == at.history

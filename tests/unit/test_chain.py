@@ -56,6 +56,21 @@ def test_a_frame_that_follows_passes(chain: Chain, heard: Heard) -> None:
     assert not chain.due
 
 
+def test_a_frame_that_could_not_be_told_is_a_gap(chain: Chain, heard: Heard, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(partition: int, message: Message) -> None:
+        raise RuntimeError("of whoever is told")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(heard, "message", fail)
+        with pytest.raises(RuntimeError):
+            chain.frame(frame(100, 105))
+    chain.frame(frame(105, 106))
+    assert chain.due == {P}
+    chain.claims(P)
+    chain.answered(P, 106, OLD)
+    assert heard.since() == [("gap", 106)]
+
+
 def test_a_frame_that_was_seen_is_dropped(chain: Chain, heard: Heard) -> None:
     chain.frame(frame(90, 95))
     chain.frame(frame(95, 100))
