@@ -167,9 +167,11 @@ def test_when_all_have_left_nothing_is_kept(node: Node) -> None:
     node.says(101)
     for session in sessions:
         node.hub.leave(session)
-    for number in (P, Q):
-        node.hub.forget(number)
     hub = node.hub
+    followed = [hub.partitions[number] for number in (P, Q)]
+    for number in (P, Q):
+        hub.forget(number)
+    assert [at.channels for at in followed] == [{}, {}]
     assert (hub.sessions, hub.partitions, hub.budget.used, hub.recent.bytes) == (set(), {}, 0, 0)
     for channel, since in list(node.wants):
         assert not hub.wanted(channel, since)

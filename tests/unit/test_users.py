@@ -147,6 +147,7 @@ async def test_nothing_is_held_for_users_who_have_left(node: Node) -> None:
     clients = [await Client(node, user).open() for user in ("ann", "ann", "bob")]
     assert sorted(node.users) == ["ann", "bob"]
     assert ears(node) == []
+    assert not [name for at in node.hub.partitions.values() for name in at.channels if name.startswith(VERBS)]
     await tell(node, "ann", SUBSCRIBE, channels=["room:1"])
     await clients[0].until("subscribed room:1")
     await deaf(node)
