@@ -69,6 +69,7 @@ async def test_a_task_whose_process_was_killed_is_lost_and_delivered_again(stage
     """One of the worker's; the others go on, and there is a new one in its place."""
     job = await stage.send("slow", "one of two", 20)
     await stage.until(job, "started")
+    await stage.runs("one of two")  # it is told of as started just before it is
     os.kill(int((stage.folder / "one of two.pid").read_text()), signal.SIGKILL)
     await stage.until(job, "lost", within=SOON)
     await faults.it_is_delivered_again(stage, job, poke="succeed", workers=0)
