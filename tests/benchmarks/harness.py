@@ -116,12 +116,19 @@ class Load:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
         )  # fmt: skip
 
-    def ask(self, command: str) -> dict[str, Any]:
+    def tell(self, command: str) -> None:
+        """Have it begin; until its answer is read it does not sleep."""
         assert self.process.stdin is not None
-        assert self.process.stdout is not None
         print(command, file=self.process.stdin, flush=True)
+
+    def answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
         answer: dict[str, Any] = json.loads(self.process.stdout.readline())
         return answer
+
+    def ask(self, command: str) -> dict[str, Any]:
+        self.tell(command)
+        return self.answer()
 
     def open(self, window: int = 100) -> dict[str, Any]:
         answer = self.ask(f"open {window}")
@@ -134,7 +141,13 @@ class Load:
         return self.check(self.ask(f"expect {count}"))
 
     def total(self, count: int) -> dict[str, Any]:
-        answer = self.check(self.ask(f"total {count}"))
+        """Wait until all subscribers together have had so many."""
+        self.tell(f"total {count}")
+        return self.totalled(count)
+
+    def totalled(self, count: int) -> dict[str, Any]:
+        """The same, once it was told to."""
+        answer = self.check(self.answer())
         assert answer["messages"] == count, f"more arrived of {self.of}'s than {count}: {answer}"
         return answer
 
