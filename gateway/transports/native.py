@@ -16,9 +16,11 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import Message
 
+from gateway.auth import Identity
+from gateway.errors import Problem
 from gateway.head import Head
 from gateway.node import Node
-from gateway.session import SMALL, Item, Session
+from gateway.session import SMALL, Ask, Item, Session
 from gateway.transports.cork import Cork
 
 Ready: TypeAlias = "attrgetter[bytes | None]"
@@ -229,6 +231,37 @@ class Line(asyncio.Protocol):
             self._written(self.session)
 
     # ---------------------------------------------------------------- coming and going
+
+    def take_place(self) -> None:
+        """Be counted among the node's connections. Raises Problem where it has too many."""
+        self.node.admission.arrive(self.kind, self.address)
+        self.counted = True
+
+    def enter(self, identity: Identity, wishes: list[Ask]) -> None:
+        """Open the session, at once where the store is not needed for it."""
+        session = self.session = self.node.session(identity, self, welcome=True, transport=self.kind)
+        self.corked = True  # what it is offered now leaves with the welcome
+        opened = self.node.open_at_once(session, wishes)
+        self.corked = False
+        if opened:
+            self.flush()
+        else:
+            self.task = asyncio.create_task(self._open(session, wishes), name=f"{self.kind} open")
+
+    async def _open(self, session: Session, wishes: list[Ask]) -> None:
+        try:
+            await self.node.open(session, wishes)
+        except Problem as problem:
+            self.refuse(problem)
+        else:
+            self._opened()
+
+    def _opened(self) -> None:
+        """The session is open, after the store was asked."""
+
+    def refuse(self, problem: Problem) -> None:
+        """Say why there is no session, and end the connection."""
+        raise NotImplementedError
 
     def leave(self) -> None:
         """Give up the session and the place on the node."""

@@ -16,7 +16,7 @@ from gateway.head import Head
 from gateway.http import nobody, problem_response
 from gateway.message import Message
 from gateway.node import LAST_WORDS
-from gateway.session import Ask, Item, Session
+from gateway.session import Item, Session
 from gateway.transports.asks import URL_CURSOR, from_query
 from gateway.transports.events import BEGIN, HEADERS, checkpoint_at, chunk, turned_away
 from gateway.transports.native import Line, Native
@@ -68,30 +68,16 @@ class SseLine(Line):
             self.refuse(problem)
 
     def _admit(self, identity: Identity | None, head: Head) -> None:
-        """Open the session, at once where the store is not needed for it. Raises Problem."""
-        node = self.node
+        """Raises Problem."""
         if identity is None:
             raise nobody()
         wanted = from_query(head.query, head.query_string, head.fields.get("last-event-id"))
-        wishes = wishes_of(wanted, identity, node.settings, URL_CURSOR)
-        node.admission.arrive(self.kind, self.address)
-        self.counted = True
-        session = self.session = node.session(identity, self, welcome=True, transport=self.kind)
-        self.corked = True  # what it is offered now leaves with the welcome
-        opened = node.open_at_once(session, wishes)
-        self.corked = False
-        if opened:
-            self.flush()
-        else:
-            self.task = asyncio.create_task(self._open(session, wishes), name="sse open")
+        wishes = wishes_of(wanted, identity, self.node.settings, URL_CURSOR)
+        self.take_place()
+        self.enter(identity, wishes)
 
-    async def _open(self, session: Session, wishes: list[Ask]) -> None:
-        try:
-            await self.node.open(session, wishes)
-        except Problem as problem:
-            self.refuse(problem)
-        else:
-            self.flush()
+    def _opened(self) -> None:
+        self.flush()
 
     def refuse(self, problem: Problem) -> None:
         """Answer with the problem's status; where it may come back later with a stream that says when to come back."""

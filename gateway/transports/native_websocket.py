@@ -9,7 +9,6 @@ import math
 from collections import deque
 from collections.abc import Awaitable
 from operator import attrgetter
-from typing import Any
 
 from gateway import access
 from gateway.auth import Credentials, Identity
@@ -97,10 +96,10 @@ class WebSocketLine(Line, Conversation):
         self.greeting = self.switching(head)
         try:
             if found is None:
-                self._take_place()
+                self.take_place()
                 self.expect(self.node.settings.connect_within, self._too_late)
             elif isinstance(found, Identity):
-                self._take_place()
+                self.take_place()
                 self._admit(found, from_query(head.query, head.query_string), URL_CURSOR)
             else:
                 self.task = asyncio.create_task(self._admit_slowly(found, head), name="websocket login")
@@ -110,36 +109,18 @@ class WebSocketLine(Line, Conversation):
             self.transport.write(self.greeting)
             self.greeting = b""
 
-    def _take_place(self) -> None:
-        self.node.admission.arrive(self.kind, self.address)
-        self.counted = True
-
     def _admit(self, identity: Identity, wanted: Wanted, cursor_limit: int) -> None:
-        """Open the session, at once where the store is not needed for it. Raises Problem."""
-        node = self.node
+        """Raises Problem."""
         self.identity = identity
-        wishes = asks(wanted, identity, node.settings, cursor_limit)
-        session = self.session = node.session(identity, self, welcome=True, transport=self.kind)
-        self.corked = True  # what it is offered now leaves with the welcome
-        opened = node.open_at_once(session, wishes)
-        self.corked = False
-        if opened:
-            self.flush()
-        else:
-            self.task = asyncio.create_task(self._open(session, wishes), name="websocket open")
+        self.enter(identity, asks(wanted, identity, self.node.settings, cursor_limit))
 
-    async def _open(self, session: Session, wishes: list[Any]) -> None:
-        try:
-            await self.node.open(session, wishes)
-        except Problem as problem:
-            self.refuse(problem)
-        else:
-            self._listen_again()
+    def _opened(self) -> None:
+        self._listen_again()
 
     async def _admit_slowly(self, found: Awaitable[Identity], head: Head) -> None:
         try:
             identity = await found
-            self._take_place()
+            self.take_place()
             self._admit(identity, from_query(head.query, head.query_string), URL_CURSOR)
         except Problem as problem:
             self.refuse(problem)
