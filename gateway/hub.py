@@ -42,7 +42,7 @@ class Hub:
         self.passing: Message | None = None  # what is offered to its sessions at this moment
         self.verb: Callable[[int, Message], None] = lambda partition, message: None  # told of each on a user
         self.missed: Callable[[int, int], Iterable[Session]] = lambda partition, since: ()  # who else is to catch up
-        self.traced: Callable[[Message, Channel], None] = _untraced  # told of each message with a trace
+        self.traced: Callable[[Message, Channel], None] = lambda message, at: None  # told of each that has a trace
 
     # ---------------------------------------------------------------- what the broker tells
 
@@ -114,59 +114,55 @@ class Hub:
         self, session: Session, name: str, partition: int, since: int | None = None,
         *, quiet: bool = False, snapshot: Snapshot | None = None, request: Any = None,
     ) -> None:  # fmt: skip
-        """Subscribe a session to a channel of a followed partition: at the live end, or from a position.
+        """Subscribe a session to a channel of a followed partition, at the live end or from a position; then `welcome`.
 
         A presented position is answered with `recovered`, and with a reset when the store cannot show it; `quiet` asks
         for what is held from then on. A snapshot brings its own position.
         """
-        channel = self._channel(name, self.partitions[partition])
-        channel.subscriptions += 1
-        channel.partition.subscriptions += 1
-        session.channels[name] = channel
-        self.sessions.add(session)
-        session.undecided += 1
+        channel = self._subscribe(session, name, at := self.partitions[partition])
         if self.entered is not None:
             self.entered(session, name)
         if snapshot is not None:
-            behind = Behind(snapshot.offset, proved=True, decided=False, request=request)
-            session.fall_behind(channel, behind)
+            session.fall_behind(channel, Behind(snapshot.offset, proved=True))
             values = [msgspec.Raw(message.json) for message in snapshot.messages]
-            self._decide(session, channel, behind, recovered=None, snapshot=values)
-        elif since is None:
-            top = channel.partition.top
-            behind = Behind(top, proved=True, decided=False, request=request)
-            session.fall_behind(channel, behind)
-            self._decide(session, channel, behind, recovered=None)
+            self._tell(session, name, snapshot.offset, request, snapshot=values)
+        elif since is None or (at.whole <= since <= at.top and not self.recent.holds(channel, since)):
+            channel.live[session] = 0
+            self._tell(session, name, at.top, request, recovered=None if since is None or quiet else True)
         else:
             behind = Behind(since, proved=False, decided=False, quiet=quiet, request=request)
             session.fall_behind(channel, behind)
-            session.told = session.told and (session.welcome is None or since == channel.partition.top)
+            session.undecided += 1
+            session.told = session.told and session.welcome is None
             if self._is_recent(channel, behind):
                 self._decide_live(session, channel, behind)
 
     def listen(self, session: Session, name: str, partition: int, since: int) -> None:
         """Subscribe one of the gateway's own sessions from a position, which nobody has to be told; then pump it."""
-        channel = self._channel(name, self.partitions[partition])
-        channel.subscriptions += 1
-        channel.partition.subscriptions += 1
-        session.channels[name] = channel
-        self.sessions.add(session)
+        channel = self._subscribe(session, name, self.partitions[partition])
         session.fall_behind(channel, Behind(since, proved=False))
+
+    def _subscribe(self, session: Session, name: str, at: Partition) -> Channel:
+        channel = session.channels[name] = self._channel(name, at)
+        channel.subscriptions += 1
+        at.subscriptions += 1
+        self.sessions.add(session)
+        return channel
 
     def welcome(self, session: Session) -> None:
         """Everything the session asked for at first has been joined: open it as soon as each channel is decided."""
-        if session.opening is None or session.undecided:
-            self.pump(session)
-            return
-        entries, session.opening = session.opening, None
-        session.sent()  # what was held goes to the outbox now
-        if session.welcome is not None:
-            weight = sum(map(_weight, entries.values()))
-            session.offer(Control("welcome", weight=weight, **session.welcome, channels=list(entries.values())))
-            session.welcome = WELCOMED
-        else:
-            session.entries = entries
-            session.carrier.wake()
+        if session.opening is not None and session.undecided:
+            self._hold_back(session)  # nothing comes before the welcome
+        elif session.opening is not None:
+            entries, session.opening = session.opening, None
+            session.sent()  # what was held goes to the outbox now
+            if session.welcome is not None:
+                weight = sum(map(_weight, entries.values()))
+                session.offer(Control("welcome", weight=weight, **session.welcome, channels=list(entries.values())))
+                session.welcome = WELCOMED
+            else:
+                session.entries = entries
+                session.carrier.wake()
         self.pump(session)
 
     def unsubscribe(self, session: Session, name: str) -> None:
@@ -293,26 +289,30 @@ class Hub:
         return page
 
     def _decide(
-        self, session: Session, channel: Channel, behind: Behind, recovered: bool | None,
-        offset: int | None = None, snapshot: list[msgspec.Raw] | None = None,
-    ) -> None:  # fmt: skip
+        self, session: Session, channel: Channel, behind: Behind, recovered: bool | None, offset: int | None = None
+    ) -> None:
         behind.decided = True
         session.undecided -= 1
+        offset = behind.since if offset is None else offset
+        self._tell(session, channel.name, offset, behind.request, recovered, position=behind.since)
+
+    def _tell(
+        self, session: Session, channel: str, offset: int, request: Any, recovered: bool | None = None,
+        *, position: int | None = None, snapshot: list[msgspec.Raw] | None = None,
+    ) -> None:  # fmt: skip
+        """Say where a subscription begins: in the welcome, or to an open session by itself."""
+        entry: dict[str, Any] = {"channel": channel, "offset": offset}
         if recovered is not None:
             self.metrics.resumes["recovered" if recovered else "reset"] += 1
-        entry: dict[str, Any] = {"channel": channel.name, "offset": behind.since if offset is None else offset}
-        if recovered is not None:
             entry["recovered"] = recovered
         if snapshot is not None:
             entry["snapshot"] = snapshot
         if session.opening is not None:
-            session.opening[channel.name] = entry
+            session.opening[channel] = entry
             session.hold(_weight(entry), force=True)
         else:
-            control = Control(
-                "subscribed", position=behind.since, weight=_weight(entry), id=behind.request, **entry
-            )  # fmt: skip
-            session.offer(control)
+            position = offset if position is None else position
+            session.offer(Control("subscribed", position=position, weight=_weight(entry), id=request, **entry))
 
     def _replay(self, session: Session, channel: Channel, behind: Behind, page: Page) -> bool:
         """Offer a page, behind a reset where it does not continue the position; False when the outbox is full."""
@@ -346,6 +346,9 @@ class Hub:
     def _lag(self, session: Session) -> None:
         """Queue no more for a session whose outbox is full: all it follows stays where it stands."""
         session.lagged = True
+        self._hold_back(session)
+
+    def _hold_back(self, session: Session) -> None:
         for channel in session.channels.values():
             ahead = channel.live.pop(session)
             if ahead is not None:
@@ -391,10 +394,6 @@ class Hub:
             del channel.partition.channels[channel.name]
 
 
-def _untraced(_: Message, __: Channel) -> None:
-    """Other nodes trace, this one does not."""
-
-
 def _weight(entry: dict[str, Any]) -> int:
     """Bytes of the snapshot in what a welcome says of a channel."""
-    return sum(memoryview(value).nbytes for value in entry.get("snapshot", ()))
+    return sum(memoryview(value).nbytes for value in entry["snapshot"]) if "snapshot" in entry else 0

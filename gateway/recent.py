@@ -151,6 +151,10 @@ class Recent:
             self.bytes -= sum(message.size for message in channel.recent)
             channel.recent = NONE
 
+    def holds(self, channel: Channel, since: int) -> bool:
+        """Whether there are messages of the channel above `since`, which must not be below the partition's `whole`."""
+        return bool(channel.recent) and channel.recent[-1].offset > since
+
     def after(self, channel: Channel, since: int) -> Iterator[Message]:
         """The channel's messages above `since`, which must not be below the partition's `whole`."""
         found: list[Message] = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -16,7 +17,8 @@ from hypothesis import strategies as st
 from gateway.brokers.base import Page
 from gateway.brokers.chain import Chain, Claim, Followed, Frame
 from gateway.brokers.memory_store import Log, MemoryStore, Part
-from gateway.recent import Channel
+from gateway.recent import Channel, Recent
+from gateway.session import Session
 from gateway.settings import Policy
 from tests.support.simulated_node import Parts, WatchedHub
 from tests.support.world import World, run
@@ -118,6 +120,27 @@ class NoAhead(WatchedHub):
         return 0
 
 
+class NothingHeld(Recent):
+    def holds(self, channel: Channel, since: int) -> bool:
+        return False
+
+
+class NoReplay(WatchedHub):
+    """Whoever comes back goes live at once, whatever was published meanwhile."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.recent = NothingHeld(self.recent.limit)
+
+
+class NoHolding(WatchedHub):
+    """What goes live before the welcome is offered messages before it."""
+
+    def _hold_back(self, session: Session) -> None:
+        if session.opening is None:
+            super()._hold_back(session)
+
+
 WITHOUT = {  # and a seed that shows it, so that the search is short
     "edge": (Parts(store=NoEdge), 3),
     "shown": (Parts(store=ShowsAll), 3),
@@ -129,6 +152,8 @@ WITHOUT = {  # and a seed that shows it, so that the search is short
     "chain": (Parts(chain=NoChain), 0),
     "history and time": (Parts(store=NoTime, chain=NoHistory), 34),
     "ahead": (Parts(hub=NoAhead), 1),
+    "replay": (Parts(hub=NoReplay), 99),
+    "holding": (Parts(hub=NoHolding), 4),
     "witness": (Parts(witness=False), 34),
     "check": (Parts(checks=False), 52),
 }
