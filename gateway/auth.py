@@ -6,8 +6,9 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
+
+import msgspec
 
 from gateway.errors import Problem
 from gateway.identity import ANONYMOUS, Identity, reserved
@@ -31,8 +32,7 @@ MAX_TOKEN = 8 << 10  # bytes
 REFUSED = "The credentials are not accepted: present a valid token, ticket or API key"
 
 
-@dataclass(slots=True, repr=False)
-class Credentials:
+class Credentials(msgspec.Struct):
     """What a request presents, as it came; `origin`, `host`, `authorization`, `fetch_site` are the headers' values."""
 
     address: str  # the client's, from Limits.address
@@ -41,7 +41,7 @@ class Credentials:
     token: str | None = None  # of a connect frame
     ticket: str | None = None  # `?ticket=`
     query_token: str | None = None  # `?token=`
-    cookies: Mapping[str, str] = field(default_factory=dict)
+    cookies: Mapping[str, str] = {}
     operator: str | None = None  # the console's cookie; "" where the console asks without, None where it does not ask
     origin: str | None = None
     host: str | None = None
@@ -229,6 +229,9 @@ class Authenticator:
     def _bearer(self, value: str) -> Identity | Awaitable[Identity]:
         if len(value) > MAX_TOKEN:
             raise NotGenuine("size")
+        plain = self._tokens.plain(value)  # as nearly all are
+        if plain is not None:
+            return plain
         key = self._api_keys.find(value)
         if key is not None:
             return _backend(key)

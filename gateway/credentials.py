@@ -17,11 +17,11 @@ def address_of(head: Head, limits: Limits) -> str:
 
 def credentials_of(head: Head, limits: Limits) -> Credentials:
     """What is presented; a header that came twice is one value that nothing accepts."""
-    fields, query = head.fields, head.query
+    fields, query, websocket = head.fields, head.query, head.websocket
     return Credentials(
         address_of(head, limits),
         authorization=fields.get("authorization"),
-        subprotocols=head.listed("sec-websocket-protocol") if head.websocket else (),
+        subprotocols=head.listed("sec-websocket-protocol") if websocket else (),
         ticket=query.get("ticket"),
         query_token=query.get("token"),
         cookies=head.cookies if "cookie" in fields else {},
@@ -30,7 +30,7 @@ def credentials_of(head: Head, limits: Limits) -> Credentials:
         host=fields.get("host"),
         scheme=scheme_of(head, limits),
         fetch_site=fields.get("sec-fetch-site"),
-        websocket=head.websocket,
+        websocket=websocket,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from typing import Any, Literal
@@ -87,11 +86,11 @@ def _for_itself(wanted: Wanted, holder: Identity, ttl: float | None) -> Identity
         _check_covered("read", read, (*holder.read, *own) if holder.channels is None else own)
     _check_covered("publish to", publish, holder.publish)
     ends = [end for end in (holder.expires, None if ttl is None else time.time() + ttl) if end is not None]
-    narrowed = dataclasses.replace(holder, expires=min(ends, default=None))
+    narrowed = msgspec.structs.replace(holder, expires=min(ends, default=None))
     if wanted.use == "connect" and wanted.channels is not None:
-        narrowed = dataclasses.replace(narrowed, read=read)
+        narrowed = msgspec.structs.replace(narrowed, read=read)
     if wanted.publish is not None:
-        narrowed = dataclasses.replace(narrowed, publish=publish)
+        narrowed = msgspec.structs.replace(narrowed, publish=publish)
     return narrowed
 
 

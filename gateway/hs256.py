@@ -21,27 +21,35 @@ _JUDGED = frozenset(("aud", "nbf", "jti", "crit"))  # claims that the library ha
 _MAX_HEADER = 200  # bytes
 
 
-def claims_of(token: str, key: bytes, latest: float) -> dict[str, Any] | None:
-    """The claims of a token of JWS compact serialization (RFC 7515, 7.1) signed by `key` with HMAC-SHA-256.
+class Secret:
+    """A key of HMAC-SHA-256."""
 
-    None where it is not the plain case: another header, claims that have rules of their own, an `iat` above `latest`.
-    """
-    signed, _, signature = token.encode().rpartition(b".")
-    header, _, payload = signed.partition(b".")
-    if len(header) > _MAX_HEADER or not _is_plain(header):
-        return None
-    # As text, so that the spare bits of the last character do not give one token several spellings.
-    if not hmac.compare_digest(base64url(hmac.digest(key, signed, hashlib.sha256)), signature):
-        return None
-    try:
-        raw = from_base64url(payload, strict=False)
-        claims = _decode_claims(raw)
-    except (ValueError, msgspec.DecodeError, RecursionError):
-        return None
-    issued = claims.get("iat", 0)
-    if base64url(raw) != payload or not _JUDGED.isdisjoint(claims):
-        return None
-    return claims if type(issued) in (int, float) and issued <= latest else None
+    def __init__(self, key: bytes) -> None:
+        self._mac = hmac.new(key, digestmod=hashlib.sha256)  # of nothing yet: each token's begins with a copy
+
+    def claims_of(self, token: str, latest: float) -> dict[str, Any] | None:
+        """The claims of a token of JWS compact serialization (RFC 7515, 7.1) that this key signed.
+
+        None where it is not the plain case: another header, claims with rules of their own, an `iat` above `latest`.
+        """
+        signed, _, signature = token.encode().rpartition(b".")
+        header, _, payload = signed.partition(b".")
+        if len(header) > _MAX_HEADER or not _is_plain(header):
+            return None
+        mac = self._mac.copy()
+        mac.update(signed)
+        # As text, so that the spare bits of the last character do not give one token several spellings.
+        if not hmac.compare_digest(base64url(mac.digest()), signature):
+            return None
+        try:
+            raw = from_base64url(payload, strict=False)
+            claims = _decode_claims(raw)
+        except (ValueError, msgspec.DecodeError, RecursionError):
+            return None
+        issued = claims.get("iat", 0)
+        if base64url(raw) != payload or not _JUDGED.isdisjoint(claims):
+            return None
+        return claims if type(issued) in (int, float) and issued <= latest else None
 
 
 @lru_cache(maxsize=64)

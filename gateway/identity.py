@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from functools import lru_cache
 
 import msgspec
@@ -87,8 +86,7 @@ class _Patterns:
 _sorted = lru_cache(maxsize=4096)(_Patterns)  # most tokens have the same few lists
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(msgspec.Struct, frozen=True, gc=False):
     """What credentials stand for, once accepted. Holds no secret.
 
     `read` and `publish` are patterns (see `check_pattern`). A subject reads its own channels without a pattern.
@@ -103,14 +101,11 @@ class Identity:
     server: bool = False  # a backend: publishes anywhere and uses the server verbs
     channels: tuple[str, ...] | None = None
     issued: float | None = None  # seconds since 1970: when the token was; None where it does not say
-    info: bytes | None = field(default=None, repr=False)  # JSON that presence shows of the user
+    info: bytes | None = None  # JSON that presence shows of the user
     operator: bool = False  # looks at the gateway's own table of nodes, which no pattern reaches
-    _read: _Patterns = field(init=False, repr=False, compare=False)
-    _publish: _Patterns = field(init=False, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_read", _sorted(self.read))
-        object.__setattr__(self, "_publish", _sorted(self.publish))
+    def __repr__(self) -> str:
+        return f"<Identity {self.principal}>"
 
     @property
     def own_channels(self) -> tuple[str, ...]:
@@ -128,13 +123,13 @@ class Identity:
         if self.channels is not None:
             found = channel in self.channels
         else:
-            found = self._read.match(channel) or channel in self.own_channels
+            found = _sorted(self.read).match(channel) or channel in self.own_channels
         if not found and channel.startswith("presence:"):
             return self.may_read(channel.partition(":")[2])  # who may hear what is said may see who listens
         return found
 
     def may_publish(self, channel: str) -> bool:
-        return not reserved(channel) and (self.server or self._publish.match(channel))
+        return not reserved(channel) and (self.server or _sorted(self.publish).match(channel))
 
     def check_read(self, channel: str) -> None:
         """Raise Problem("forbidden") unless `channel` may be read."""

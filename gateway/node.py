@@ -215,36 +215,37 @@ class Node:
 
         Raises Problem `unavailable` when the store does not answer in time.
         """
-        await self._join(session, asks, {})
+        await self.subscribe(session, list(asks))
         if session.welcome is not None:
             self.schedule(session)
 
     def open_at_once(self, session: Session, asks: list[Ask]) -> bool:
         """The same where nothing has to be asked of the store; False, having done nothing, where something has."""
-        follows = self.hub.partitions
-        if not self.users.partition(session) <= follows.keys():
+        follows, home = self.hub.partitions, self.users.partition(session)
+        if home is not None and home not in follows:
             return False
         for ask in asks:
-            if ask.snapshot or ask.quiet or self.broker.partition(ask.channel) not in follows:
+            ask.partition = self.broker.partition(ask.channel)
+            if ask.snapshot or ask.quiet or ask.partition not in follows:
                 return False
-        self._joined(session, asks, {}, {})
+        self._joined(session, asks, home, {})
         self.schedule(session)
         return True
 
     def join(self, session: Session, channels: list[str]) -> None:
         """Subscribe an open session to what is live of channels whose partitions are followed."""
-        self._joined(session, [Ask(channel) for channel in channels], {}, {})
+        asks = [Ask(channel, partition=self.broker.partition(channel)) for channel in channels]
+        self._joined(session, asks, self.users.partition(session), {})
 
-    async def subscribe(self, session: Session, ask: Ask, request: Any) -> None:
-        """Subscribe an open session to one more channel; `request` is the id its `subscribed` answers."""
-        await self._join(session, [ask], {ask.channel: request})
-
-    async def _join(self, session: Session, asks: Iterable[Ask], requests: dict[str, Any]) -> None:
-        asks = list(asks)
+    async def subscribe(self, session: Session, asks: list[Ask]) -> None:
+        """Subscribe a session to more channels. Raises as `open` does."""
+        home = self.users.partition(session)
+        for ask in asks:
+            ask.partition = self.broker.partition(ask.channel)
+        partitions = {ask.partition for ask in asks} | ({home} if home is not None else set())
+        snapshots: dict[str, Snapshot] = {}
         try:
             async with asyncio.timeout(self.settings.open_within):
-                partitions = {self.broker.partition(ask.channel) for ask in asks} | self.users.partition(session)
-                snapshots: dict[str, Snapshot] = {}
                 await self.interest.follow(partitions)
                 for ask in asks:
                     if ask.quiet and ask.since:
@@ -254,18 +255,16 @@ class Node:
                     await self.interest.follow(partitions)
         except TimeoutError:
             raise Problem("unavailable", "The store does not answer: try again soon", retry_after=2) from None
-        self._joined(session, asks, requests, snapshots)  # no await from here on: what is followed stays followed
+        self._joined(session, asks, home, snapshots)  # no await from here on: what is followed stays followed
 
-    def _joined(
-        self, session: Session, asks: list[Ask], requests: dict[str, Any], snapshots: dict[str, Snapshot]
-    ) -> None:
+    def _joined(self, session: Session, asks: list[Ask], home: int | None, snapshots: dict[str, Snapshot]) -> None:
         self.auth.check(session.identity)  # what was revoked since it came in ended only those who were here
-        self.users.add(session)
+        self.users.add(session, home)
         for ask in asks:
             if ask.channel not in session.channels:
                 self.hub.join(
-                    session, ask.channel, self.broker.partition(ask.channel), ask.since, quiet=ask.quiet,
-                    snapshot=snapshots.get(ask.channel), request=requests.get(ask.channel),
+                    session, ask.channel, ask.partition, ask.since, quiet=ask.quiet,
+                    snapshot=snapshots.get(ask.channel), request=ask.request,
                 )  # fmt: skip
         policies = [self.settings.policy(channel) for channel in session.channels]
         session.history_ttl = min([policy.history_ttl for policy in policies], default=4 * 3600.0)

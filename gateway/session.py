@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol, cast
+
+import msgspec
 
 from gateway.brokers.base import Page
 from gateway.identity import Identity
@@ -21,14 +22,15 @@ BATCH = 64 << 10  # bytes that a transport takes at a time; what it has taken ca
 SMALL = BATCH // 4  # bytes of the smallest batch
 
 
-@dataclass(slots=True)
-class Ask:
+class Ask(msgspec.Struct):
     """One channel that a session asks for: at its live end, from a position, or with a snapshot."""
 
     channel: str
     since: int | None = None
     quiet: bool = False  # `since` is a time (microseconds), which the store turns into a position: no reset
     snapshot: bool = False
+    request: Any = None  # the id of the frame that asked, on an open connection
+    partition: int = 0  # as the broker counts; known to the node
 
 
 # Of the many sessions that are behind nowhere and have nothing to write: read like others, and never written to.

@@ -66,26 +66,26 @@ class Users:
         for number, ear in self._ears.items():
             yield number, sum(len(ear.of(user)) for user in ear.sessions)
 
-    def partition(self, session: Session) -> set[int]:
-        """The partition, as the broker counts, that has to be followed before the session is added: one or none."""
+    def partition(self, session: Session) -> int | None:
+        """The partition, as the broker counts, that has to be followed before the session is added; of a user's."""
         user = session.identity.subject
-        return set() if user is None else {self._node.broker.partition(VERBS + user)}
+        return None if user is None else self._node.broker.partition(VERBS + user)
 
-    def add(self, session: Session) -> None:
-        """A session is about to open, and its user's partition is followed. A second time does nothing."""
-        for partition in self.partition(session):
+    def add(self, session: Session, partition: int | None) -> None:
+        """A session is about to open, and its user's `partition` is followed. A second time does nothing."""
+        if partition is not None:
             ear = self._ears.get(partition)
             if ear is None:
                 ear = self._ears[partition] = Ear(self._node, partition)
             ear.add(session)
 
     def remove(self, session: Session) -> None:
-        for partition in self.partition(session):
-            ear = self._ears.get(partition)
-            if ear is not None:
-                ear.remove(session)
-                if not ear.sessions:
-                    self._ears.pop(partition).close()
+        partition = self.partition(session)
+        ear = None if partition is None else self._ears.get(partition)
+        if partition is not None and ear is not None:
+            ear.remove(session)
+            if not ear.sessions:
+                self._ears.pop(partition).close()
 
     def _heard(self, partition: int, message: Message) -> None:
         ear = self._ears.get(partition)

@@ -127,7 +127,8 @@ class Conversation:
         if channel in session.channels:
             self.node.hub.unsubscribe(session, channel)  # asked for again: from where it says now
         wish = ask(channel, frame.offset, parse_since(frame.since), frame.snapshot, self.node.settings)
-        await self.node.subscribe(session, wish, frame.id)
+        wish.request = frame.id
+        await self.node.subscribe(session, [wish])
 
     def _unsubscribe(self, frame: Frame) -> None:
         if frame.channel not in self.session.channels:

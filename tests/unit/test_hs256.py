@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.hs256 import claims_of
+from gateway.hs256 import Secret
 
 KEY = b"k" * 32
+SECRET = Secret(KEY)
 NOW = time.time()
 
 
@@ -41,7 +42,7 @@ def test_a_plain_token_is_told() -> None:
     claims = {"sub": "ann", "exp": NOW + 60, "iat": int(NOW), "channels": ["topic:*"], "iss": "us"}
     for headers in (None, {"kid": "7"}, {"typ": "JWT"}):
         token = jwt.encode(claims, KEY, "HS256", headers=headers)
-        assert claims_of(token, KEY, NOW) == theirs(token) == claims
+        assert SECRET.claims_of(token, NOW) == theirs(token) == claims
 
 
 @pytest.mark.parametrize(
@@ -49,7 +50,7 @@ def test_a_plain_token_is_told() -> None:
     [{"aud": "x"}, {"nbf": 0}, {"jti": 5}, {"iat": NOW + 999}, {"iat": "1"}, {"iat": True}, {"iat": 1e300}],
 )
 def test_claims_that_have_rules_are_left_to_the_library(claims: dict[str, Any]) -> None:
-    assert claims_of(signed(b'{"alg":"HS256"}', json.dumps(claims).encode()), KEY, NOW + 30) is None
+    assert SECRET.claims_of(signed(b'{"alg":"HS256"}', json.dumps(claims).encode()), NOW + 30) is None
 
 
 @pytest.mark.parametrize(
@@ -61,22 +62,22 @@ def test_claims_that_have_rules_are_left_to_the_library(claims: dict[str, Any]) 
     ],
 )  # fmt: skip
 def test_any_other_header_is_left_to_the_library(header: bytes) -> None:
-    assert claims_of(signed(header, b"{}"), KEY, NOW) is None
+    assert SECRET.claims_of(signed(header, b"{}"), NOW) is None
 
 
 def test_whoever_has_not_the_key_is_not_told() -> None:
     token = signed(b'{"alg":"HS256"}', b'{"sub":"ann"}', b"x" * 32)
-    assert claims_of(token, KEY, NOW) is None
+    assert SECRET.claims_of(token, NOW) is None
     genuine = signed(b'{"alg":"HS256"}', b'{"sub":"ann"}')
     for at in range(len(genuine)):
         for other in "Aa_-.":
             if genuine[at] != other:
-                assert claims_of(genuine[:at] + other + genuine[at + 1 :], KEY, NOW) is None
+                assert SECRET.claims_of(genuine[:at] + other + genuine[at + 1 :], NOW) is None
 
 
 @pytest.mark.parametrize("payload", [b"[]", b"1", b"", b"{", b'{"a":NaN}', b"[" * 5000, b'{"sub":"\xff"}'])
 def test_what_is_no_object_is_left_to_the_library(payload: bytes) -> None:
-    assert claims_of(signed(b'{"alg":"HS256"}', payload), KEY, NOW) is None
+    assert SECRET.claims_of(signed(b'{"alg":"HS256"}', payload), NOW) is None
 
 
 JSON = st.recursive(
@@ -93,6 +94,6 @@ NAMES = st.sampled_from(["sub", "exp", "iat", "nbf", "aud", "jti", "iss", "chann
 def test_nothing_is_accepted_that_the_library_refuses(claims: dict[str, Any], header: dict[str, Any]) -> None:
     for head in ({"alg": "HS256"}, header):
         token = signed(json.dumps(head).encode(), json.dumps(claims).encode())
-        found = claims_of(token, KEY, time.time() + 30)
+        found = SECRET.claims_of(token, time.time() + 30)
         if found is not None:
             assert found == theirs(token)
