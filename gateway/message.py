@@ -155,12 +155,14 @@ _random = random.getrandbits  # ids are unique, not secret; a process that was f
 def new_id() -> str:
     """A ULID: 48 bits of milliseconds and 80 random bits in Crockford's base 32, 26 characters."""
     drawn = binascii.b2a_base64(_random(96).to_bytes(12), newline=False)  # 16 characters, of which 5 bits each are used
-    return _time_of_id(int(clock.time() * 1000)) + drawn.translate(_TO_CROCKFORD).decode()
+    milliseconds = int(clock.time() * 1000)
+    return _second_of_id(milliseconds >> 10) + _PAIRS[milliseconds & 1023] + drawn.translate(_TO_CROCKFORD).decode()
 
 
 @lru_cache(maxsize=1)
-def _time_of_id(milliseconds: int) -> str:
-    return "".join([_PAIRS[milliseconds >> shift & 1023] for shift in range(40, -1, -10)])
+def _second_of_id(time: int) -> str:
+    """The first 8 characters, which are the same for 1,024 milliseconds."""
+    return "".join([_PAIRS[time >> shift & 1023] for shift in range(30, -1, -10)])
 
 
 class Draft(msgspec.Struct):

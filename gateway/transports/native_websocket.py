@@ -155,15 +155,15 @@ class WebSocketLine(Line, Conversation):
     def encode(self, session: Session, items: list[Item]) -> bytes:
         if not items:
             return b""
-        data = b"".join([self.greeting, *(self.form(item) or frame(TEXT, item.json) for item in items)])
-        self.greeting = b""
+        parts, self.greeting, ping = [self.greeting], b"", b""
         for item in items:
-            if isinstance(item, Heartbeat):
+            parts.append(self.form(item) or frame(TEXT, item.json))
+            if isinstance(item, Heartbeat) and not ping:  # one for all that waited together
                 if self.unanswered >= MISSED:
                     self.abort()
                 self.unanswered += 1
-                return data + _PING
-        return data
+                ping = _PING
+        return b"".join([*parts, ping])
 
     def _caught_up(self) -> None:
         if self.room is not None and not self.room.done():
