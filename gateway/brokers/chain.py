@@ -123,23 +123,18 @@ class Chain:
         at = self.followed.get(frame.partition)
         if at is None:
             return
+        message = frame.message
         if at.held is not None:
             self._hold(at, frame)
-        elif not self.same_history(at, frame):
+        elif frame.history != at.history:
             self._ask(frame.partition, at, frame)
-        elif frame.message.offset <= at.watermark:
+        elif message.offset <= at.watermark:
             return
-        elif not self.follows(at, frame):
+        elif frame.before != at.watermark:
             self._ask(frame.partition, at, frame)
         else:
-            self.events.message(frame.partition, frame.message)  # should that fail, it counts as not told
-            at.watermark, at.heard = frame.message.offset, self.clock()
-
-    def same_history(self, at: Followed, frame: Frame) -> bool:
-        return frame.history == at.history
-
-    def follows(self, at: Followed, frame: Frame) -> bool:
-        return frame.before == at.watermark
+            self.events.message(frame.partition, message)  # should that fail, it counts as not told
+            at.watermark, at.heard = message.offset, self.clock()
 
     def acknowledged(self, partition: int, offset: int, history: str) -> None:
         """Remember a publish of this node: should the store lose it, this node is the witness."""

@@ -40,7 +40,10 @@ NATS_OURS, CALLBACK = "ours: read, decoded, chained, told", "nats-py: its callba
 _SEND = """
 import socket, sys
 with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as server, open(sys.argv[2], "rb") as file:
-    server.sendall(file.read())
+    wire = file.read()
+    print(flush=True)
+    input()
+    server.sendall(wire)
     server.settimeout(0.5)  # what is answered is read, until nothing comes any more
     try:
         while server.recv(1 << 20):
@@ -86,12 +89,18 @@ async def burst(port: int, wire: bytes, count: Count, messages: int) -> float:
     with tempfile.NamedTemporaryFile() as file:
         file.write(wire)
         file.flush()
+        sender = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", _SEND, str(port), file.name, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert sender.stdin is not None
+        assert sender.stdout is not None
+        await sender.stdout.readline()  # it is ready
         began = time.process_time()
-        sender = await asyncio.to_thread(subprocess.Popen, [sys.executable, "-c", _SEND, str(port), file.name])
+        sender.stdin.write(b"\n")
         async with asyncio.timeout(60):
             await count.done.wait()
         spent = time.process_time() - began
-        await asyncio.to_thread(sender.wait)
+        await sender.communicate()
     await asyncio.sleep(0.05)
     assert count.heard == messages, f"{count.heard} of {messages} were heard"
     return spent * 1e6 / messages

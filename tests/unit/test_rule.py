@@ -10,12 +10,13 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from gateway.brokers.base import Page
-from gateway.brokers.chain import Chain, Claim, Followed, Frame
+from gateway.brokers.chain import Chain, Claim, Frame
 from gateway.brokers.memory_store import Log, MemoryStore, Part
 from gateway.recent import Channel, Recent
 from gateway.session import Session
@@ -104,15 +105,23 @@ class NoTime(MemoryStore):
 
 
 class NoChain(Chain):
-    def follows(self, at: Followed, frame: Frame) -> bool:
-        return True
+    """Whatever comes is taken to follow on what was seen."""
+
+    def frame(self, frame: Frame) -> None:
+        at = self.followed.get(frame.partition)
+        if at is not None and at.held is None:
+            frame = msgspec.structs.replace(frame, before=at.watermark)
+        super().frame(frame)
 
 
 class NoHistory(Chain):
     """Frames are taken for what their offsets say. Offsets that contain time tell the same, as long as they do."""
 
-    def same_history(self, at: Followed, frame: Frame) -> bool:
-        return True
+    def frame(self, frame: Frame) -> None:
+        at = self.followed.get(frame.partition)
+        if at is not None and at.held is None:
+            frame = msgspec.structs.replace(frame, history=at.history)
+        super().frame(frame)
 
 
 class NoAhead(WatchedHub):
