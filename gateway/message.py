@@ -302,6 +302,9 @@ class Heartbeat(Control):
         super().__init__("ping", recallable=True, cursor=cursor)
 
 
+BEAT = Heartbeat()  # as nearly all are: one for everybody
+
+
 def format_time(milliseconds: int) -> str:
     """RFC 3339 in UTC with milliseconds: `2026-11-20T12:00:00.123Z`."""
     seconds, rest = divmod(milliseconds, 1000)

@@ -16,7 +16,7 @@ from gateway.cluster import Cluster
 from gateway.errors import DRAINING, SERVER_ERROR, TOKEN_EXPIRED, TOO_SLOW, Problem, reconnects
 from gateway.hub import Hub
 from gateway.interest import Interest
-from gateway.message import Control, Draft, Heartbeat, encode_cursor, new_id, partition_of
+from gateway.message import BEAT, Control, Draft, Heartbeat, encode_cursor, new_id, partition_of
 from gateway.metrics import Metrics
 from gateway.presence.presence import Presence
 from gateway.revoker import Revoker
@@ -371,11 +371,11 @@ class Node:
 
     def _ping(self, session: Session, now: float) -> None:
         """The heartbeat; with a cursor where one of the session's channels was last heard of too long ago."""
-        cursor = None
+        beat = BEAT
         if now - session.told_at >= session.tell_every - TICK:
             session.told_at = now
-            cursor = encode_cursor(session.reached())
-        session.offer(Heartbeat(cursor))
+            beat = Heartbeat(encode_cursor(session.reached()))
+        session.offer(beat)
 
     # ---------------------------------------------------------------- the store
 

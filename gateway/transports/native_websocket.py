@@ -15,7 +15,7 @@ from gateway.auth import Credentials, Identity
 from gateway.credentials import credentials_of
 from gateway.errors import Problem
 from gateway.head import Head
-from gateway.message import Heartbeat, Message
+from gateway.message import BEAT, Heartbeat, Message
 from gateway.node import LAST_WORDS
 from gateway.session import Item, Session
 from gateway.transports.asks import BODY, URL_CURSOR, Wanted, asks, from_query
@@ -26,7 +26,8 @@ from gateway.transports.native import Line, Native
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 1.3
 _SWITCHING = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
 _FORBIDDEN = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-_PING = frame(PING, b"")
+_PING, _BEAT = frame(PING, b""), frame(TEXT, BEAT.json)
+_PONG = b"\x8a\x80"  # a client's answer to that, and then its mask
 MISSED = 2  # heartbeats without a pong, after which the peer is taken for gone
 
 
@@ -157,7 +158,7 @@ class WebSocketLine(Line, Conversation):
             return b""
         parts, self.greeting, ping = [self.greeting], b"", b""
         for item in items:
-            parts.append(self.form(item) or frame(TEXT, item.json))
+            parts.append(_BEAT if item is BEAT else self.form(item) or frame(TEXT, item.json))
             if isinstance(item, Heartbeat) and not ping:  # one for all that waited together
                 if self.unanswered >= MISSED:
                     self.abort()
@@ -188,6 +189,9 @@ class WebSocketLine(Line, Conversation):
     def data_received(self, data: bytes) -> None:
         reader = self.reader
         if reader is None:
+            if len(data) == 6 and data.startswith(_PONG):
+                self.unanswered = 0
+                return
             reader = Reader(LARGEST_FRAME)
         try:
             for opcode, payload in reader.feed(data):
