@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 
 from gateway.message import encode_cursor
 from tests.benchmarks.harness import Floor, Load, Numbers, Ringcast, Server, cpu_of, load_of, request
-from tests.benchmarks.peers import Centrifugo, Missing, Nchan, NodeWs, Stock, left_out
+from tests.benchmarks.peers import Centrifugo, Mercure, Missing, Nchan, NodeWs, Stock, left_out
 from tests.benchmarks.storm import SUBSCRIBING
 from tests.benchmarks.table import Figures, Round, Table, alternate
 from tests.support.keys import token
@@ -30,7 +30,7 @@ from tests.support.redis import RedisServer
 WINDOW = 200  # handshakes under way at a time
 BATCH = 500  # lines of a publish
 OURS, FLOOR, STOCK = "ringcast", "floor, no token", "uvicorn, Starlette and PyJWT"
-CENTRIFUGO = "Centrifugo, a token, nothing to recover"
+CENTRIFUGO, MERCURE = "Centrifugo, a token, nothing to recover", "Mercure, a token, SSE"
 
 
 def descriptors(server: Server) -> int:
@@ -138,7 +138,7 @@ async def measure(clients: int, rounds: int, peers: bool = True) -> tuple[Figure
             ways[STOCK] = opening(stock, stack.enter_context(Load(stock.port, asked, of=STOCK)), clients)
             others: list[tuple[str, Server]] = [
                 ("Node ws, no token", NodeWs()), ("nchan, no token", Nchan()),
-                (CENTRIFUGO, Centrifugo()),
+                (CENTRIFUGO, Centrifugo()), (MERCURE, Mercure()),
             ]  # fmt: skip
             for name, peer in others:
                 try:
@@ -159,7 +159,8 @@ async def tables(rounds: int, clients: int = 10_000) -> list[Table]:
     table = Table(title, "µs of CPU each", figures, FLOOR)
     table.aim("Coming back", OURS, FLOOR, 5, "x the floor's accept and handshake")
     table.aim("Coming back", OURS, STOCK, 0.2, "x stock uvicorn and Starlette")
-    table.aim("Coming back", OURS, CENTRIFUGO, 1.0, f"x {CENTRIFUGO}")
+    for peer in (CENTRIFUGO, MERCURE):
+        table.aim("Coming back", OURS, peer, 1.0, f"x {peer}")
     store = Table("Coming back: round trips to the store", "pages read and subscriptions each", {OURS: round_trips})
     store.aim_at("Coming back", OURS, 0.1, "pages read and subscriptions at the store each")
     for each in (table, store):

@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -27,7 +28,8 @@ PACKAGES = ("uvicorn", "uvloop", "starlette", "websockets", "sse-starlette", "py
             "hiredis", "nats-py", "msgspec")  # fmt: skip
 PROGRAMS = {
     "node": ["node", "--version"], "nginx": ["/usr/sbin/nginx", "-v"], "redis-server": ["redis-server", "--version"],
-    "nats-server": ["nats-server", "--version"], "cc": ["cc", "--version"],
+    "nats-server": ["nats-server", "--version"], "centrifugo": ["centrifugo", "version"],
+    "mercure": ["mercure", "version"], "cc": ["cc", "--version"],
     "nchan": ["dpkg-query", "--showformat=${Version}", "--show", "libnginx-mod-nchan"],
 }  # fmt: skip
 
@@ -44,7 +46,7 @@ def machine() -> str:
 
 def versions() -> dict[str, str]:
     """Of all that took part and is there."""
-    found = {"Python": platform.python_version()}
+    found = {"Python": f"{platform.python_version()} of {sys.base_prefix}"}
     for package in PACKAGES:
         with suppress(PackageNotFoundError):
             found[package] = version(package)

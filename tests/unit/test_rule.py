@@ -151,20 +151,20 @@ class NoHolding(WatchedHub):
 
 
 WITHOUT = {  # and a seed that shows it, so that the search is short
-    "edge": (Parts(store=NoEdge), 3),
+    "edge": (Parts(store=NoEdge), 13),
     "shown": (Parts(store=ShowsAll), 3),
     "floor": (Parts(store=NoFloor), 2),
-    "takeover": (Parts(store=NoTakeover), 1),
-    "takeovers": (Parts(store=NoTakeovers), 37),
-    "age": (Parts(store=NoAge, tears=True), 842),
-    "time": (Parts(store=NoTime), 142),
-    "chain": (Parts(chain=NoChain), 0),
+    "takeover": (Parts(store=NoTakeover), 2),
+    "takeovers": (Parts(store=NoTakeovers), 2),
+    "age": (Parts(store=NoAge, tears=True), 912),
+    "time": (Parts(store=NoTime), 126),
+    "chain": (Parts(chain=NoChain), 1),
     "history and time": (Parts(store=NoTime, chain=NoHistory), 34),
-    "ahead": (Parts(hub=NoAhead), 1),
+    "ahead": (Parts(hub=NoAhead), 7),
     "replay": (Parts(hub=NoReplay), 99),
     "holding": (Parts(hub=NoHolding), 4),
-    "witness": (Parts(witness=False), 34),
-    "check": (Parts(checks=False), 52),
+    "witness": (Parts(witness=False), 27),
+    "check": (Parts(checks=False), 46),
 }
 
 

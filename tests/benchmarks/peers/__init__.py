@@ -19,11 +19,11 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Self
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import jwt
 
-from tests.benchmarks.harness import BUILD, Load, Messages, Opening, Server, load_of, request, tree
+from tests.benchmarks.harness import BUILD, HEARTBEAT, Load, Messages, Opening, Server, load_of, request, tree
 from tests.benchmarks.sender import Sender, post
 from tests.support.gateway import ROOT, free_port
 from tests.support.keys import HMAC_KEY
@@ -236,13 +236,62 @@ class Centrifugo(Peer):
         assert answer.count(b'"offset"') == len(messages), answer
 
 
+class Mercure(Peer):
+    """With a history, which it keeps in a file, and a token that names the topic."""
+
+    name = "Mercure"
+    transports = ("sse",)
+    by_head = True
+
+    def command(self) -> list[str | Path]:
+        if shutil.which("mercure") is None:
+            raise Missing("there is no mercure on the PATH")
+        path = Path(self.folder.name, "Caddyfile")
+        path.write_text(f"""
+{{
+    admin off
+    auto_https off
+    log {{
+        level ERROR
+    }}
+}}
+http://127.0.0.1:{self.port} {{
+    mercure {{
+        publisher_jwt "{HMAC_KEY}" HS256
+        subscriber_jwt "{HMAC_KEY}" HS256
+        heartbeat {HEARTBEAT}s
+        transport bolt {{
+            path {self.folder.name}/mercure.db
+            size 1000
+        }}
+    }}
+}}
+""")
+        return ["mercure", "run", "--config", path, "--adapter", "caddyfile"]
+
+    def _token(self, right: str, channel: str) -> str:
+        return jwt.encode({"mercure": {right: [channel]}, "exp": time.time() + 7200}, HMAC_KEY)
+
+    def opening(self, transport: str, channel: str) -> bytes:
+        path = f"GET /.well-known/mercure?topic={quote(channel)}".encode()
+        asked = request("sse", self._token("subscribe", channel), [], path="")
+        return asked.replace(b"GET /sse?channels=", path).replace(b"Host: bench", b"Host: 127.0.0.1")
+
+    def publish(self, messages: Messages) -> None:
+        form, key = "application/x-www-form-urlencoded", self._token("publish", "*")
+        self._sender.send([
+            post("/.well-known/mercure", urlencode({"topic": channel, "data": data}).encode(), form, key)
+            for channel, data in messages
+        ])  # fmt: skip
+
+
 def text_frame(text: bytes) -> bytes:
     """A client's frame, of at most 64 KiB, masked with zeros."""
     size = bytes([0x80 | len(text)]) if len(text) < 126 else b"\xfe" + len(text).to_bytes(2)
     return b"\x81" + size + b"\0\0\0\0" + text
 
 
-PEERS: list[type[Peer]] = [NodeWs, Nchan, Centrifugo, Pushpin, SocketIO, Stock, PythonSocketIO]
+PEERS: list[type[Peer]] = [NodeWs, Nchan, Centrifugo, Mercure, Pushpin, SocketIO, Stock, PythonSocketIO]
 
 
 def _answers(port: int) -> bool:
