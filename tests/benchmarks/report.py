@@ -29,7 +29,7 @@ PACKAGES = ("uvicorn", "uvloop", "starlette", "websockets", "sse-starlette", "py
 PROGRAMS = {
     "node": ["node", "--version"], "nginx": ["/usr/sbin/nginx", "-v"], "redis-server": ["redis-server", "--version"],
     "nats-server": ["nats-server", "--version"], "centrifugo": ["centrifugo", "version"],
-    "mercure": ["mercure", "version"], "cc": ["cc", "--version"],
+    "caddy of mercure": ["mercure", "version"], "cc": ["cc", "--version"],
     "nchan": ["dpkg-query", "--showformat=${Version}", "--show", "libnginx-mod-nchan"],
 }  # fmt: skip
 

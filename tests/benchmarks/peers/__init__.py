@@ -255,7 +255,8 @@ class Mercure(Peer):
         level ERROR
     }}
 }}
-http://127.0.0.1:{self.port} {{
+http://:{self.port} {{
+    bind 127.0.0.1
     mercure {{
         publisher_jwt "{HMAC_KEY}" HS256
         subscriber_jwt "{HMAC_KEY}" HS256
@@ -275,7 +276,7 @@ http://127.0.0.1:{self.port} {{
     def opening(self, transport: str, channel: str) -> bytes:
         path = f"GET /.well-known/mercure?topic={quote(channel)}".encode()
         asked = request("sse", self._token("subscribe", channel), [], path="")
-        return asked.replace(b"GET /sse?channels=", path).replace(b"Host: bench", b"Host: 127.0.0.1")
+        return asked.replace(b"GET /sse?channels=", path)
 
     def publish(self, messages: Messages) -> None:
         form, key = "application/x-www-form-urlencoded", self._token("publish", "*")
