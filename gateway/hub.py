@@ -307,12 +307,13 @@ class Hub:
             entry["recovered"] = recovered
         if snapshot is not None:
             entry["snapshot"] = snapshot
-        if session.opening is not None:
-            session.opening[channel] = entry
-            session.hold(_weight(entry), force=True)
-        else:
+        if session.opening is None:
             position = offset if position is None else position
             session.offer(Control("subscribed", position=position, weight=_weight(entry), id=request, **entry))
+            return
+        session.opening[channel] = entry
+        if snapshot is not None:
+            session.hold(_weight(entry), force=True)
 
     def _replay(self, session: Session, channel: Channel, behind: Behind, page: Page) -> bool:
         """Offer a page, behind a reset where it does not continue the position; False when the outbox is full."""

@@ -92,11 +92,10 @@ def routing_key(channel: str) -> str:
     return channel
 
 
-@lru_cache(maxsize=1024)
 def partition_of(channel: str, partitions: int) -> int:
     """The partition of a channel: the first 8 bytes, big-endian, of SHA-256 of its routing key, mod `partitions`.
 
-    A table of presence names its partition itself. While a user connects it is asked several times in a row.
+    A table of presence names its partition itself.
     """
     if channel.startswith(PRESENCE_TABLE):
         number = channel[len(PRESENCE_TABLE) :]
