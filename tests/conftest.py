@@ -16,6 +16,9 @@ from tests.support.gateway import Gateway
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Whether gateways take connections below ASGI, or through it.
+PATHS = [pytest.param(True, id="native"), pytest.param(False, id="asgi", marks=pytest.mark.chaos)]
+
 
 @pytest.fixture(scope="module")
 def gateway_settings() -> dict[str, Any]:

@@ -13,6 +13,7 @@ import pytest
 import pytest_asyncio
 
 from tests.chaos.fleet import Fleet, Size, fleet
+from tests.conftest import PATHS
 from tests.support.cable import Cable
 from tests.support.redis import RedisServer
 
@@ -54,14 +55,15 @@ class Redis:
             cable.far = self.server.port
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def redis() -> AsyncIterator[Redis]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=PATHS)
+async def redis(request: pytest.FixtureRequest) -> AsyncIterator[Redis]:
+    """Of nodes that take connections below ASGI, or through it: no store makes a difference to that."""
     with ExitStack() as servers:
         server = servers.enter_context(RedisServer(*AOF))
         async with AsyncExitStack() as stack:
             cables = [await stack.enter_async_context(Cable(server.port)) for _ in range(3)]
             urls = [f"redis://127.0.0.1:{cable.port}/0" for cable in cables]
-            nodes = await stack.enter_async_context(fleet("redis", urls, 2))
+            nodes = await stack.enter_async_context(fleet("redis", urls, 2, native=request.param))
             yield Redis(server, cables, nodes, servers)
             assert not nodes.complaints()
 

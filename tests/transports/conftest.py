@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.conftest import running
+from tests.conftest import PATHS, running
 from tests.support.clients import TRANSPORTS
 from tests.support.gateway import OWN_PARTITIONS, Gateway
 
@@ -30,9 +30,6 @@ keyed = true
 @pytest.fixture(scope="module")
 def gateway_settings() -> dict[str, Any]:
     return {"heartbeat": "1s", "linger": "100ms", "toml": CHANNELS}
-
-
-PATHS = [pytest.param(True, id="native"), pytest.param(False, id="asgi", marks=pytest.mark.chaos)]
 
 
 @pytest.fixture(scope="module", params=PATHS)
