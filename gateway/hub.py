@@ -126,7 +126,7 @@ class Hub:
             session.fall_behind(channel, Behind(snapshot.offset, proved=True))
             values = [msgspec.Raw(message.json) for message in snapshot.messages]
             self._tell(session, name, snapshot.offset, request, snapshot=values)
-        elif since is None or (at.whole <= since <= at.top and not self.recent.holds(channel, since)):
+        elif since is None or (self._is_recent(channel, since) and not self.recent.holds(channel, since)):
             channel.live[session] = 0
             self._tell(session, name, at.top, request, recovered=None if since is None or quiet else True)
         else:
@@ -134,7 +134,7 @@ class Hub:
             session.fall_behind(channel, behind)
             session.undecided += 1
             session.told = session.told and session.welcome is None
-            if self._is_recent(channel, behind):
+            if self._is_recent(channel, since):
                 self._decide_live(session, channel, behind)
 
     def listen(self, session: Session, name: str, partition: int, since: int) -> None:
@@ -212,7 +212,7 @@ class Hub:
             page, behind.page = behind.page, None
             if not self._replay(session, channel, behind, page):
                 return False
-        if not self._is_recent(channel, behind):
+        if not self._is_recent(channel, behind.since, behind.proved):
             self._ask(session, channel, behind)
             return False
         if not behind.decided:
@@ -232,9 +232,9 @@ class Hub:
         """What a session that goes live knows already, where that is more than this node does."""
         return since if since > channel.partition.top else 0
 
-    def _is_recent(self, channel: Channel, behind: Behind) -> bool:
+    def _is_recent(self, channel: Channel, since: int, proved: bool = False) -> bool:
         """Whether the recent messages, and live ones after them, are all that a position is owed."""
-        return channel.partition.whole <= behind.since and (behind.proved or behind.since <= channel.partition.top)
+        return channel.partition.whole <= since and (proved or since <= channel.partition.top)
 
     def _wait_for_room(self, session: Session) -> bool:
         session.lagged = True  # until its outbox has drained

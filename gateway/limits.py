@@ -37,8 +37,6 @@ class Buckets:
 
     def wait(self, key: str) -> float:
         """Seconds until a token is there; 0 when one is there now."""
-        if key not in self._state:  # as nearly all
-            return max(0.0, (1.0 - self._burst) / self._rate)
         return max(0.0, (1.0 - self._tokens(key, self._clock())) / self._rate)
 
     def take(self, key: str) -> float:

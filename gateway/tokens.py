@@ -53,9 +53,9 @@ class Tokens:
         self._sets = [Jwks(url) for url in settings.jwks_url]
 
     def plain(self, token: str) -> Identity | None:
-        """The same of the plain token that the shared secret signed, for little; None where it takes more to tell.
+        """The user of a plain token that the shared secret signed, for little; None where it takes `identify` to tell.
 
-        Raises Problem as `identify` does.
+        Raises Problem as that does.
         """
         if self._secret is None or not _SHAPE.match(token):
             return None

@@ -67,7 +67,7 @@ class Users:
             yield number, sum(len(ear.of(user)) for user in ear.sessions)
 
     def partition(self, session: Session) -> int | None:
-        """The partition, as the broker counts, that has to be followed before the session is added; of a user's."""
+        """The partition, as the broker counts, to be followed before the session is added; None for no user's."""
         user = session.identity.subject
         return None if user is None else self._node.broker.partition(VERBS + user)
 

@@ -257,7 +257,8 @@ class Line(asyncio.Protocol):
             self._opened()
 
     def _opened(self) -> None:
-        """The session is open, after the store was asked."""
+        """The session was opened after the store was asked."""
+        raise NotImplementedError
 
     def refuse(self, problem: Problem) -> None:
         """Say why there is no session, and end the connection."""

@@ -38,8 +38,7 @@ def is_handshake(head: Head) -> bool:
         return False
     if fields.get("upgrade", "").lower() != "websocket" or "content-length" in fields or "transfer-encoding" in fields:
         return False
-    connection = fields.get("connection", "").lower()
-    if connection != "upgrade" and "upgrade" not in map(str.strip, connection.split(",")):
+    if "upgrade" not in map(str.lower, head.listed("connection")):
         return False
     try:
         return len(binascii.a2b_base64(fields.get("sec-websocket-key", ""), strict_mode=True)) == 16

@@ -152,6 +152,24 @@ def test_a_client_that_came_back_is_told_how_far_it_is(node: Node) -> None:
     assert decode_cursor(items[-1].body["cursor"], 1000) == {"topic:a": 100}
 
 
+def test_one_that_missed_nothing_is_told_the_newer_position_by_its_welcome_alone(node: Node) -> None:
+    node.join("topic:b")
+    node.says(101, channel="topic:b")  # of the same partition
+    session = node.join("topic:a", since=100)
+    assert len(session.outbox) == 1  # no ping that says it once more
+    assert node.reads(session) == [welcome(opened("topic:a", 101, True))]
+    node.says(102)
+    assert node.reads(session) == [102]
+
+
+def test_one_that_missed_a_recent_message_is_sent_it(node: Node) -> None:
+    node.join("topic:a")
+    node.says(101)
+    session = node.join("topic:a", since=100)
+    first, second, *_ = node.reads(session)
+    assert (first, second) == (welcome(opened("topic:a", 100, True)), 101)
+
+
 # ---------------------------------------------------------------- subscribing while open
 
 
