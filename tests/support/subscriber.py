@@ -234,7 +234,7 @@ class Subscriber:
         presented, begins = self.asked[channel].popleft()
         if (presented is None) != (recovered is None):
             self.fail(f"{channel}: presented {presented}, recovered {recovered}")
-        if recovered and presented is not None and offset < presented:  # above it where nothing lies between
+        if recovered and presented is not None and (offset < presented or self._unseen(channel, presented, offset)):
             self.fail(f"{channel}: recovered at {offset}, presented {presented}")
         if recovered is False:
             self.owed_reset.add(channel)
@@ -245,6 +245,13 @@ class Subscriber:
             self.seen[channel].add(json.loads(bytes(value))["id"])
         self.at[channel] = offset
         self._position(channel, offset)
+
+    def _unseen(self, channel: str, since: int, offset: int) -> bool:
+        """Whether something of the channel lies between two positions that this client has not seen."""
+        return any(
+            record.channel == channel and since < record.offset <= offset and record.id not in self.seen[channel]
+            for record in self.world.records.values()
+        )
 
     def _position(self, channel: str, offset: int) -> None:
         if self.kind == "ws":
