@@ -45,7 +45,7 @@ class Revoker:
             tasks.create_task(self._restore(), name="revocations: restore")
 
     async def revoke(self, user: str, before: float) -> Receipt:
-        """Refuse the user's tokens that were issued before, on every node as soon as it hears of it, and from then on.
+        """Refuse the user's tokens that were issued before: here from now on, on every other node once it hears of it.
 
         What is revoked stays so: an earlier moment than one that was given before is a duplicate. Raises Problem
         `too_many_keys` and those of `Broker.publish`.
@@ -57,7 +57,10 @@ class Revoker:
                 f"There are {len(self.table)} revocations, as many as may be: raise max_revocations, or lower "
                 "revocation_ttl to what your tokens live",
             )
-        return await self._tell(user, Revocation(before, time.time() + settings.revocation_ttl))
+        revocation = Revocation(before, time.time() + settings.revocation_ttl)
+        receipt = await self._tell(user, revocation)
+        self.table.put(user, revocation)  # whoever was answered need not wait for the ear
+        return receipt
 
     async def _tell(self, user: str, revocation: Revocation) -> Receipt:
         draft = Draft(

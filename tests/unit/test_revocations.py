@@ -7,10 +7,16 @@ import time
 
 import pytest
 
-from gateway.auth import Credentials
+from gateway.auth import Authenticator, Credentials
+from gateway.brokers.memory import MemoryBroker
+from gateway.brokers.memory_store import MemoryStore
 from gateway.errors import Problem
 from gateway.identity import Identity
+from gateway.metrics import Metrics
+from gateway.node import Node
 from gateway.revocations import REVOKED, Revocation, Revocations
+from gateway.revoker import Revoker
+from gateway.settings import Settings
 from tests.support.door import HERE, authenticator, login
 from tests.support.forge import KEY, signed
 
@@ -54,6 +60,23 @@ def test_what_a_store_lost_or_holds_an_older_one_of_is_known() -> None:
         table.put(user, Revocation(before, LATER))
     table.drop("d")
     assert table.compare({"a": 100.0, "b": 50.0}) == ["b", "c"]
+
+
+async def test_whoever_was_told_that_it_is_revoked_need_not_wait_until_the_node_has_heard_it_too() -> None:
+    settings = Settings(max_revocations=1)
+    node = Node(settings, MemoryBroker(MemoryStore(settings)), Authenticator(settings), Metrics())
+    await node.start()
+    try:
+        await node.revoker.table.known.wait()
+        revoker = Revoker(node)  # which hears nothing
+        for _ in range(2):  # it may be told again
+            await revoker.revoke("42", 100.0)
+            assert revoker.table.refuses(who(99.0))
+        with pytest.raises(Problem, match="as many as may be") as caught:
+            await revoker.revoke("43", 100.0)
+    finally:
+        await node.stop()
+    assert caught.value.code == "too_many_keys"
 
 
 async def test_users_wait_until_it_is_known_what_was_revoked_and_servers_do_not() -> None:
