@@ -26,6 +26,7 @@ HUNT = Size(clients=60, rate=80, seconds=10, processes=1, long=3)
 PARTITIONS = 64
 IMPATIENT = {"write_deadline": "500ms"}  # then the server cuts a connection that takes nothing
 HEAVY = 60_000  # bytes of a message that is to fill a connection
+ROOM = 128 << 10  # bytes that it takes
 
 
 class Nats:
@@ -63,7 +64,7 @@ async def nats() -> AsyncIterator[Nats]:
     await asyncio.to_thread(alone.servers[0].start)
     async with AsyncExitStack() as stack:
         stack.push_async_callback(alone.close)
-        cables = [await stack.enter_async_context(Cable(alone.servers[0].port)) for _ in range(3)]
+        cables = [await stack.enter_async_context(Cable(alone.servers[0].port, room=ROOM)) for _ in range(3)]
         urls = [f"nats://127.0.0.1:{cable.port}" for cable in cables]
         nodes = await stack.enter_async_context(fleet("nats", urls, 2, partitions=PARTITIONS))
         yield Nats(alone, cables, nodes)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 from typing import Self, cast
 
 
 class Cable:
-    """Relays TCP from a port of its own to `far`; use it as an async context manager."""
+    """Relays TCP from a port of its own to `far`; use it as an async context manager.
 
-    def __init__(self, far: int) -> None:
+    `room` is how many bytes the kernel may hold on the way of each direction; None for as many as it likes.
+    """
+
+    def __init__(self, far: int, *, room: int | None = None) -> None:
         self.far = far  # the port that new connections lead to
+        self.room = room
         self.port = 0
         self.drop: Callable[[bytes], bool] = lambda _: False  # asked of each piece that comes from the store
         self.dropped = 0
@@ -37,8 +42,10 @@ class Cable:
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: _End(self), "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
+        end = self._socket()
+        end.bind(("127.0.0.1", 0))
+        self._server = await loop.create_server(lambda: _End(self), sock=end)
+        self.port = end.getsockname()[1]
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -64,10 +71,22 @@ class Cable:
     async def _lead_on(self, near: _End) -> None:
         if near.dead:
             return
+        loop, end = asyncio.get_running_loop(), self._socket()
         try:
-            await asyncio.get_running_loop().create_connection(lambda: _End(self, near), "127.0.0.1", self.far)
-        except OSError:
+            await loop.sock_connect(end, ("127.0.0.1", self.far))
+            await loop.create_connection(lambda: _End(self, near), sock=end)
+        except (OSError, asyncio.CancelledError):  # of the latter the task ends, too
+            end.close()
             near.transport.abort()
+
+    def _socket(self) -> socket.socket:
+        """Not blocking; a listening one's room is that of its connections."""
+        end = socket.socket()
+        end.setblocking(False)
+        if self.room is not None:
+            for which in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+                end.setsockopt(socket.SOL_SOCKET, which, self.room // 2)
+        return end
 
 
 class _End(asyncio.Protocol):
