@@ -13,9 +13,10 @@ PYTHON ?= $(shell for each in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 BROKER ?= memory
 T ?= tests
-WORKERS ?= 2
+WORKERS ?= 3
 CHAOS_WITHIN ?= 2h
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+unexport PYTHONDONTWRITEBYTECODE  # the tests start hundreds of processes, and a third of a start would be compiling
 
 .PHONY: demo test chaos bench check clean
 .DELETE_ON_ERROR:

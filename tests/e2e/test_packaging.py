@@ -57,17 +57,30 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def installed(python: Path, folder: Path, *requirements: str) -> Path:
-    """The Python of a new environment with these installed."""
-    run(python, "-m", "venv", folder)
-    run(folder / "bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements)
-    return folder / "bin/python"
+    """The Python of a new environment with these installed, by the pip of the tests: it has none of its own."""
+    run(python, "-m", "venv", "--without-pip", folder)
+    return install(folder / "bin/python", *requirements)
+
+
+def install(python: Path, *requirements: str) -> Path:
+    run(*pip(python, "install", "--quiet", *requirements))
+    return python
+
+
+def names_in(python: Path) -> set[str]:
+    """Of the distributions that are installed there."""
+    listed = run(*pip(python, "list", "--format=freeze"))
+    return {line.partition("==")[0].lower() for line in listed.splitlines()}
+
+
+def pip(python: Path, *arguments: str) -> tuple[str | Path, ...]:
+    return (sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python, *arguments)
 
 
 def test_the_base_install_is_the_sdk_and_the_subscriber_alone(wheel: Path, tmp_path: Path) -> None:
     python = installed(Path(sys.executable), tmp_path / "venv", str(wheel))
     run(python, "-c", "import publisher, publisher.testing, gateway.client", cwd=tmp_path)
-    listed = run(python, "-m", "pip", "list", "--format=freeze")
-    names = {line.partition("==")[0].lower() for line in listed.splitlines()}
+    names = names_in(python)
     assert {"httpx", "websockets", "msgspec"} <= names
     assert not {"starlette", "uvicorn", "pydantic", "typer"} & names
     # The command is there, and says what is missing instead of showing a traceback.
@@ -77,15 +90,14 @@ def test_the_base_install_is_the_sdk_and_the_subscriber_alone(wheel: Path, tmp_p
     assert "Traceback" not in tried.stderr
 
     # A relay needs its extra, and not the server.
-    run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", f"{wheel}[postgres,kafka]")
+    install(python, f"{wheel}[postgres,kafka]")
     ringcast = python.parent / "ringcast"
     assert "FUNCTION ringcast_publish" in run(ringcast, "relay", "postgres", "--sql", cwd=tmp_path)
     for source in (("postgres", "--dsn", "nonsense"), ("kafka", "topic", "--session", "soon")):
         tried = subprocess.run([ringcast, "relay", *source], capture_output=True, text=True, cwd=tmp_path, timeout=60)
         assert tried.returncode in (1, 2), tried.stderr
         assert "Traceback" not in tried.stderr
-    listed = run(python, "-m", "pip", "list", "--format=freeze")
-    assert not {"starlette", "uvicorn"} & {line.partition("==")[0].lower() for line in listed.splitlines()}
+    assert not {"starlette", "uvicorn"} & names_in(python)
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +125,7 @@ def declared(request: pytest.FixtureRequest, wheel: Path, own: Path, tmp_path_fa
 def test_a_declared_python_runs_the_unit_tests(declared: Path, own: Path, tmp_path: Path) -> None:
     if declared == own:
         pytest.skip("this one runs them anyway")
-    run(declared, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *NEEDED_BY_TESTS)
+    install(declared, *NEEDED_BY_TESTS)
     options: tuple[str, ...] = ("-q", "-p", "no:cacheprovider", "-W", "error")
     options += ("--ignore", "tests/unit/test_rule.py")  # a minute of random runs, whose faults are no interpreter's
     run(declared, "-m", "pytest", *options, "tests/unit", cwd=ROOT, env={"PATH": os.defpath, "HOME": str(tmp_path)})

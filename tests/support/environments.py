@@ -38,8 +38,9 @@ def python_of(queue: str) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not stamp.exists() or stamp.read_text() != pins:
             shutil.rmtree(folder, ignore_errors=True)
-            subprocess.run([sys.executable, "-m", "venv", folder], check=True, timeout=120)
-            install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+            subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True, timeout=120)
+            install = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(python)]
+            install += ["install", "--quiet"]
             subprocess.run([*install, *wanted], check=True, timeout=600)
             (site,) = folder.glob("lib/python*/site-packages")
             (site / "ringcast.pth").write_text(f"{ROOT}\n")
