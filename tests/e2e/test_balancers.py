@@ -60,7 +60,7 @@ async def node_of(balancer: Balancer, query: str = "") -> str:
 
 async def test_one_partition_is_one_node_whatever_the_transport(balancer: Balancer, nodes: list[Gateway]) -> None:
     met = Counter[str]()
-    for partition in range(12):
+    for partition in range(48):  # twelve missed a node in one of forty runs, by where ports put it in the hash
         node = await node_of(balancer, f"p={partition}")
         assert await node_of(balancer, f"p={partition}") == node
         met[node] += 1
