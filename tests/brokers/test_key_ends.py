@@ -59,8 +59,9 @@ async def test_a_keys_time_ends_with_a_deletion_that_everyone_hears_once(store: 
 async def test_a_key_that_ended_while_no_node_was_there_is_deleted_by_the_next(store: Deployment) -> None:
     async with store.node(**KEYED) as (broker, _):
         broker.homes = list  # nobody is home
-        receipt = await broker.publish(draft(ROOM, key="k", ttl=0.2))
-    await asyncio.sleep(0.3)
+        receipt = await broker.publish(draft(ROOM, key="k", ttl=2))
+        assert (await broker.snapshot(ROOM)).messages
+    await asyncio.sleep(2.1)
     async with store.node(**KEYED) as (broker, _):
         assert (await broker.snapshot(ROOM)).messages == []
         await follow(broker, ROOM)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import time
+from contextlib import suppress
 
 from tests.integrations.apps.work import LEASE
 from tests.integrations.stage import SOON, WITHIN, Stage
@@ -56,7 +58,8 @@ async def a_worker_is_asked_to_end(stage: Stage, poke: str | None = None) -> Non
     end = time.monotonic() + WITHIN
     while poke is not None and stage.workers[-1].process.poll() is None and time.monotonic() < end:
         await stage.send(poke)
-        await asyncio.sleep(0.5)
+        with suppress(subprocess.TimeoutExpired):
+            await stage.workers[-1].ended(0.5)
     await stage.workers[-1].ended()
 
 

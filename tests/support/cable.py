@@ -11,7 +11,7 @@ from typing import Self, cast
 class Cable:
     """Relays TCP from a port of its own to `far`; use it as an async context manager.
 
-    `room` is how many bytes the kernel may hold on the way of each direction; None for as many as it likes.
+    `room` is about how many bytes the kernel may hold at each of its ends; None for as many as it likes.
     """
 
     def __init__(self, far: int, *, room: int | None = None) -> None:
