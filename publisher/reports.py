@@ -11,6 +11,7 @@ import heapq
 import logging
 import os
 import random
+import signal
 import ssl
 import threading
 import time
@@ -225,6 +226,7 @@ class Reports:
     # ---------------------------------------------------------------- the thread
 
     def _run(self) -> None:
+        _take_no_signals()
         transport = None if self._transport is None else self._transport()
         with httpx.Client(transport=transport, **self._client) as http:
             while (job := self._next()) is not None:
@@ -330,6 +332,13 @@ class Reports:
                 self._push(job, 0.0)
                 self._make_room()
             self._lock.notify_all()
+
+
+def _take_no_signals() -> None:
+    """A process that blocks one for a moment means it: billiard's, while it holds the pipe that its pool shares."""
+    if hasattr(signal, "pthread_sigmask"):
+        faults = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}  # the thread's own
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - faults)
 
 
 _JSON = {"Content-Type": "application/json"}

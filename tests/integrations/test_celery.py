@@ -84,12 +84,15 @@ async def test_a_group_and_a_chord_are_wholes_of_their_parts(stage: Stage, kind:
 async def test_what_is_revoked_is_cancelled(stage: Stage) -> None:
     jobs = [await stage.send("slow", "not yet", 20, countdown=1)]
     if "suicide" in stage.sent:
-        jobs.append(await stage.send("slow", "revoked", 20))
-        await stage.runs("revoked")
+        for n in range(3):  # processes that end at once, and one that hears of it
+            jobs.append(await stage.send("slow", f"revoked {n}", 20))
+            await stage.runs(f"revoked {n}")
     for job in jobs:
         await stage.abort(job)
     for job in jobs:
         assert (await stage.end(job))["state"] == "cancelled"
+    for job in [await stage.send("succeed") for _ in jobs]:
+        assert (await stage.end(job))["state"] == "succeeded", "the pool does not go on"
 
 
 async def test_ends_arrive_after_the_gateway_was_away_and_nothing_stays_lost(stage: Stage) -> None:

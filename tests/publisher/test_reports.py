@@ -228,3 +228,22 @@ def test_a_process_that_ends_says_its_last(gateway: Gateway) -> None:
     """)  # fmt: skip
     with gateway.http() as http:
         assert http.get("/v1/jobs/last", params={"user": "last"}).json()["job"]["result"] == 1
+
+
+SIGNALS = """
+    import os, signal
+    from publisher.jobs import JobReporter
+
+    reporter = JobReporter()
+    reporter.job("signals", user="signals").succeeded()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert reporter.flush(10)
+    assert signal.sigpending() == {signal.SIGTERM}
+    assert signal.sigwait({signal.SIGTERM}) == signal.SIGTERM
+"""
+
+
+def test_a_signal_that_its_process_blocks_waits(gateway: Gateway) -> None:
+    """Or a process of Celery's pool ends while it holds the pipe of all, which stops its worker for good."""
+    run(gateway, SIGNALS)
