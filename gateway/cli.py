@@ -1,14 +1,14 @@
 """`ringcast`: serve, publish, listen, route, token, config; `relay` and `verify` are in files of their own.
 
 Exit codes: 0 done, 1 refused or failed, 2 wrong usage or configuration, 130 ended by Ctrl-C. What goes wrong is told in
-sentences on stderr; stdout holds results alone.
+sentences on stderr; stdout holds results alone. What one command needs is imported when it is run: a node that starts
+reads neither the clients nor what draws on terminals.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 import sys
 import time
@@ -16,12 +16,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-import httpx
 import msgspec
 
-from gateway.client import Event, Message, Refused, Reset, Subscriber
-from publisher import InvalidMessage, Publisher, PublishError, Retry
-from publisher import Refused as PublishRefused
+from gateway.message import plain
 
 if TYPE_CHECKING:
     from gateway.settings import Settings
@@ -30,8 +27,6 @@ _WHOLE = "this needs more than the base install: pip install 'ringcast[gateway]'
 
 try:
     import typer
-    from rich.console import Console
-    from rich.text import Text
 
     from gateway.relays import relay_app
     from gateway.verify.command import verify
@@ -125,13 +120,15 @@ def publish(
     as_json: AsJson = False,
 ) -> None:
     """Publish one message and print its receipt once it is stored."""
+    from publisher import InvalidMessage, Publisher, PublishError, Refused, Retry
+
     raw = sys.stdin.buffer.read() if data == "-" else data.encode(errors="surrogateescape")
     try:
         with Publisher(url, api_key or token, retry=Retry(deadline=timeout)) as publisher:
             receipt = publisher.publish(channel, msgspec.Raw(raw), event=event, key=key, id=id)
     except InvalidMessage as error:
         _fail(str(error), 2)
-    except PublishRefused as error:
+    except Refused as error:
         _fail(f"refused ({error.status} {error.code}): {error}", 1)
     except PublishError as error:
         _fail(f"{url}: {error}", 1)
@@ -141,7 +138,7 @@ def publish(
         typer.echo(msgspec.json.encode(receipt))
     else:
         again = " (a duplicate: it was stored before)" if receipt.duplicate else ""
-        typer.echo(f"{receipt.channel} offset={receipt.offset} id={_plain(receipt.id)}{again}")
+        typer.echo(f"{receipt.channel} offset={receipt.offset} id={plain(receipt.id)}{again}")
 
 
 @app.command()
@@ -167,6 +164,9 @@ def listen(
     Where messages may be missing, a reset is printed: on stderr, or with --json as a line of its own. At the end
     stderr tells the cursor that continues from there.
     """
+    from gateway import tail
+    from gateway.client import Refused, Subscriber
+
     try:
         subscriber = Subscriber(
             url, token or api_key, channels or (), cursor=cursor, since=since, transport=transport, homes=home or (),
@@ -174,31 +174,14 @@ def listen(
     except ValueError as error:
         _fail(str(error), 2)
     if not as_json:
-        _tell_connections()
+        tail.tell_connections()
     try:
-        asyncio.run(_listen(subscriber, count, as_json))
+        asyncio.run(tail.tail(subscriber, count, as_json))
     except Refused as error:
         _fail(f"refused: {error}", 1)
     finally:
         if subscriber.cursor is not None:
             typer.echo(f"cursor {subscriber.cursor}", err=True)
-
-
-async def _listen(subscriber: Subscriber, count: int | None, as_json: bool) -> None:
-    out, err = Console(soft_wrap=True, highlight=False), Console(stderr=True, soft_wrap=True, highlight=False)
-    left = count
-    async with subscriber:
-        async for event in subscriber:
-            if as_json:
-                typer.echo(_as_json(event))
-            elif isinstance(event, Message):
-                out.print(_line(event))
-            else:
-                err.print(Text(_notice(event), style="bold yellow"))
-            if isinstance(event, Message) and left is not None:
-                left -= 1
-                if left == 0:
-                    return
 
 
 @app.command()
@@ -212,6 +195,8 @@ def route(
     """Explain where messages go: partition, home node, and how far the node that answers and its sessions are."""
     if (user is None) == (channel is None):
         _fail("name either --user or --channel; --help says more.", 2)
+    import httpx
+
     asked = {"user": user} if channel is None else {"channel": channel}
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     try:
@@ -312,49 +297,6 @@ def _fail(sentences: str, code: int) -> NoReturn:
     for sentence in sentences.splitlines():
         typer.echo(f"ringcast: {sentence.rstrip('.')}.", err=True)
     raise typer.Exit(code)
-
-
-def _tell_connections() -> None:
-    """What the client says of its connections goes to stderr."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    log = logging.getLogger("ringcast.client")
-    log.setLevel(logging.INFO)
-    log.addHandler(handler)
-
-
-def _line(message: Message) -> Text:
-    line = Text.assemble(
-        (f"{message.time.astimezone():%Y-%m-%d %H:%M:%S.%f}"[:-3], "dim"), "  ",
-        (message.channel, "cyan"), "  ", (_plain(message.event), "bold"),
-    )  # fmt: skip
-    if message.key is not None:
-        line.append(f"  key={_plain(message.key)}")
-    if message.deleted:
-        line.append("  deleted", style="red")
-    return line.append(f"  {_plain(bytes(message.raw).decode())}")
-
-
-def _plain(text: str) -> str:
-    """Without what a terminal would take for a command."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def _notice(event: Reset | Event) -> str:
-    if isinstance(event, Reset):
-        return f"reset {event.channel}: messages may be missing here ({event.reason}); going on behind {event.offset}"
-    return f"unsubscribed {event.channel}: nothing more comes of it"
-
-
-def _as_json(event: Event) -> bytes:
-    if not isinstance(event, Message):
-        return msgspec.json.encode(event)
-    time = event.time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    fields = {
-        "type": "message", "channel": event.channel, "offset": event.offset, "id": event.id, "event": event.event,
-        "data": event.raw, "time": time, "key": event.key, "version": event.version, "deleted": event.deleted or None,
-    }  # fmt: skip
-    return msgspec.json.encode({name: value for name, value in fields.items() if value is not None})
 
 
 if __name__ == "__main__":

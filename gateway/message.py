@@ -76,6 +76,11 @@ def clip(text: str, limit: int = 60) -> str:
     return ascii(text if len(text) <= limit else text[: limit - 1] + "…")
 
 
+def plain(text: str) -> str:
+    """`text` without what a terminal would take for a command."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def namespace(channel: str) -> str:
     return channel[: channel.index(":")]
 

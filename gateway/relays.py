@@ -9,12 +9,13 @@ import signal
 import ssl
 import time
 from collections.abc import Callable, Iterator
-from typing import Annotated, NoReturn, Protocol
+from typing import TYPE_CHECKING, Annotated, NoReturn, Protocol
 
 import typer
 
-from publisher.delivery import Delivery
-from publisher.relay import Progress
+if TYPE_CHECKING:
+    from publisher.delivery import Delivery
+    from publisher.relay import Progress
 
 relay_app = typer.Typer(no_args_is_help=True, help="Carry messages to the gateway from where a transaction left them.")
 
@@ -123,6 +124,8 @@ def kafka(
 
 def _run(url: str, api_key: str | None, metrics: str | None, make: Callable[[Delivery], Relay]) -> None:
     """Run a relay until SIGTERM or SIGINT, which let it finish the batch at hand."""
+    from publisher.delivery import Delivery
+
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     for handler in logging.getLogger().handlers:

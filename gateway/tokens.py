@@ -8,16 +8,18 @@ import math
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import jwt
 
 from gateway.errors import Problem
 from gateway.hs256 import Secret
 from gateway.identity import Identity, user_identity
-from gateway.jwks import Jwks
 from gateway.keys import Key, hmac_key, public_key
 from gateway.settings import Settings
+
+if TYPE_CHECKING:
+    from gateway.jwks import Jwks
 
 log = logging.getLogger("ringcast.auth")
 
@@ -50,7 +52,11 @@ class Tokens:
                 self._secret = Secret(settings.jwt_hmac_key.encode())
         if settings.jwt_public_key is not None:
             self._keys.append(public_key(settings.jwt_public_key))
-        self._sets = [Jwks(url) for url in settings.jwks_url]
+        self._sets: list[Jwks] = []
+        if settings.jwks_url:
+            from gateway.jwks import Jwks  # and an HTTP client, which takes long
+
+            self._sets = [Jwks(url) for url in settings.jwks_url]
 
     def plain(self, token: str) -> Identity | None:
         """The user of a plain token that the shared secret signed, for little; None where it takes `identify` to tell.

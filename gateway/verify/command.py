@@ -3,22 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import signal
-import time
 from collections.abc import Callable
 from typing import Annotated, NoReturn
 
 import msgspec
 import typer
-from rich.console import Console
-from rich.live import Live
-
-from gateway.verify import report
-from gateway.verify.result import Result
-from gateway.verify.trial import TRANSPORTS, NotStarted, Plan, Trial
-
-REFRESH = 0.5  # seconds between two looks at the table
-LINE_EVERY = 5.0  # seconds between two lines where stdout is no terminal
 
 
 def verify(
@@ -32,7 +21,7 @@ def verify(
     during: Annotated[str | None, typer.Option(metavar="COMMAND", help="What to do meanwhile, by the shell.")] = None,
     channel: Annotated[str, typer.Option(help="What the channels' names begin with.")] = "topic:verify",
     transport: Annotated[
-        list[str] | None, typer.Option(help=f"{', '.join(TRANSPORTS)}; several.  [default: all]")
+        list[str] | None, typer.Option(help="ws, sse, poll, eventsource; several.  [default: all]")
     ] = None,
     settle: Annotated[str, typer.Option(help="How long a publish, and what is missing at the end, may take.")] = "30s",
     api_key: Annotated[
@@ -49,6 +38,8 @@ def verify(
     Ctrl-C ends it early, and judges what there was.
     """
     from gateway.settings import seconds
+    from gateway.verify import report
+    from gateway.verify.trial import TRANSPORTS, NotStarted, Plan, Trial
 
     try:
         plan = Plan(
@@ -60,7 +51,7 @@ def verify(
         _fail(str(error), 2)
     try:
         with asyncio.Runner(loop_factory=_loop()) as runner:
-            result = runner.run(_watched(trial, quiet=as_json))
+            result = runner.run(report.watched(trial, quiet=as_json))
     except NotStarted as error:
         _fail(str(error), 1)
     typer.echo(msgspec.json.encode(result) if as_json else report.text(result))
@@ -74,32 +65,6 @@ def _loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
     except ModuleNotFoundError:
         return None
     return uvloop.new_event_loop
-
-
-async def _watched(trial: Trial, quiet: bool) -> Result:
-    running = asyncio.create_task(trial.run())
-    began = time.monotonic()
-
-    def interrupted() -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)  # the next one ends it for good
-        trial.stop()
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, interrupted)
-    console = Console()
-    if quiet:
-        pass
-    elif console.is_terminal:
-        with Live(console=console, auto_refresh=False, transient=True) as live:
-            while not running.done():
-                live.update(report.table(trial, time.monotonic() - began), refresh=True)
-                await asyncio.wait([running], timeout=REFRESH)
-    else:
-        while not (await asyncio.wait([running], timeout=LINE_EVERY))[0]:
-            typer.echo(report.line(trial, time.monotonic() - began))
-    return await running
 
 
 def _fail(sentence: str, code: int) -> NoReturn:

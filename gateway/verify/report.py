@@ -2,12 +2,48 @@
 
 from __future__ import annotations
 
-from rich.console import Group
+import asyncio
+import signal
+import time
+
+import typer
+from rich.console import Console, Group
+from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from gateway.verify.result import Result, Spread, spread
 from gateway.verify.trial import Trial
+
+REFRESH = 0.5  # seconds between two looks at the table
+LINE_EVERY = 5.0  # seconds between two lines where stdout is no terminal
+
+
+async def watched(trial: Trial, quiet: bool) -> Result:
+    """Run the trial and tell how it stands meanwhile, unless `quiet`; the first signal ends it early."""
+    running = asyncio.create_task(trial.run())
+    began = time.monotonic()
+
+    def interrupted() -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)  # the next one ends it for good
+        trial.stop()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, interrupted)
+    console = Console()
+    if quiet:
+        pass
+    elif console.is_terminal:
+        with Live(console=console, auto_refresh=False, transient=True) as live:
+            while not running.done():
+                live.update(table(trial, time.monotonic() - began), refresh=True)
+                await asyncio.wait([running], timeout=REFRESH)
+    else:
+        while not (await asyncio.wait([running], timeout=LINE_EVERY))[0]:
+            typer.echo(line(trial, time.monotonic() - began))
+    return await running
 
 
 def table(trial: Trial, seconds: float) -> Group:

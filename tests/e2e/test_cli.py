@@ -374,9 +374,18 @@ def test_a_reader_of_its_output_may_go(gateway: Gateway, flags: tuple[str, ...])
         assert "Broken" not in listening.said["err"]
 
 
-@pytest.mark.parametrize("module", ["typer", "rich"])
-def test_without_the_whole_installation_it_says_what_to_install(module: str) -> None:
-    code = f"import sys; sys.modules[{module!r}] = None; from gateway.cli import main; main()"
+def test_a_node_loads_no_clients() -> None:
+    """They and what draws on terminals take a quarter of its start."""
+    code = (
+        "import sys, gateway.cli, gateway.config, gateway.server\n"
+        "print({'httpx', 'rich', 'publisher', 'gateway.client'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("set()\n", "")
+
+
+def test_without_the_whole_installation_it_says_what_to_install() -> None:
+    code = "import sys; sys.modules['typer'] = None; from gateway.cli import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=environment({}), capture_output=True, text=True, check=False
     )  # fmt: skip
