@@ -197,28 +197,30 @@ def test_listen_ends_by_ctrl_c_and_tells_its_cursor(gateway: Gateway) -> None:
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-@pytest.mark.parametrize(("arguments", "env", "code", "sentence"), [
-    (["topic:a"], {"RINGCAST_TOKEN": "nonsense"}, 1, "ringcast: refused: "),
-    (["topic:a"], {"RINGCAST_TOKEN": token("ann", ["topic:a"], expires_in=-3600)}, 1, "xpired"),
-    (["topic:forbidden"], {}, 1, "ringcast: refused: "),
-    (["topic:a", "--since", "yesterday"], {}, 1, "since is latest, earliest"),
-    (["nowhere"], {}, 2, "ringcast: channel 'nowhere' must begin with a namespace"),
-    (["topic:a", "--cursor", "?"], {}, 2, "ringcast: the cursor is not base64url"),
-    (["topic:a", "--url", "ftp://x"], {}, 2, "ringcast: the gateway's URL must look like"),
+@pytest.mark.parametrize(("arguments", "env", "sentence"), [
+    (["topic:a"], {"RINGCAST_TOKEN": "nonsense"}, "ringcast: refused: "),
+    (["topic:a"], {"RINGCAST_TOKEN": token("ann", ["topic:a"], expires_in=-3600)}, "xpired"),
+    (["topic:forbidden"], {}, "ringcast: refused: "),
+    (["topic:a", "--since", "yesterday"], {}, "since is latest, earliest"),
 ])  # fmt: skip
-def test_listen_says_what_is_wrong(
-    gateway: Gateway, transport: str, arguments: list[str], env: dict[str, str], code: int, sentence: str
+def test_listen_says_why_it_is_refused(
+    gateway: Gateway, transport: str, arguments: list[str], env: dict[str, str], sentence: str
 ) -> None:
     done = ringcast("listen", *arguments, "--transport", transport, **(reader(gateway, "topic:a") | env))
-    assert done.returncode == code, done.stderr
+    assert (done.returncode, done.stdout) == (1, ""), done.stderr
     assert sentence in done.stderr
-    assert done.stdout == ""
 
 
-def test_listen_knows_its_transports(gateway: Gateway) -> None:
-    done = ringcast("listen", "topic:a", "--transport", "pigeon", **client(gateway))
-    assert done.returncode == 2
-    assert done.stderr == "ringcast: there is no transport 'pigeon': use auto, ws, sse or poll.\n"
+@pytest.mark.parametrize(("arguments", "sentence"), [
+    (["nowhere"], "ringcast: channel 'nowhere' must begin with a namespace"),
+    (["topic:a", "--cursor", "?"], "ringcast: the cursor is not base64url"),
+    (["topic:a", "--url", "ftp://x"], "ringcast: the gateway's URL must look like"),
+    (["topic:a", "--transport", "pigeon"], "ringcast: there is no transport 'pigeon': use auto, ws, sse or poll.\n"),
+])  # fmt: skip
+def test_listen_says_what_is_wrong(arguments: list[str], sentence: str) -> None:
+    done = ringcast("listen", *arguments, RINGCAST_TOKEN="a")
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert done.stderr.startswith(sentence)
 
 
 # token
@@ -372,16 +374,6 @@ def test_a_reader_of_its_output_may_go(gateway: Gateway, flags: tuple[str, ...])
         gateway.publish(news, 2)
         assert listening.end() == 1
         assert "Broken" not in listening.said["err"]
-
-
-def test_a_node_loads_no_clients() -> None:
-    """They and what draws on terminals take a quarter of its start."""
-    code = (
-        "import sys, gateway.cli, gateway.config, gateway.server\n"
-        "print({'httpx', 'rich', 'publisher', 'gateway.client'} & set(sys.modules))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.stdout, done.stderr) == ("set()\n", "")
 
 
 def test_without_the_whole_installation_it_says_what_to_install() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 
 import httpx
@@ -11,7 +13,7 @@ import pytest
 
 from tests.support.cable import Cable
 from tests.support.clients import WebSocketClient, connect
-from tests.support.gateway import READY_WITHIN, Gateway, GatewayFailed, free_port
+from tests.support.gateway import READY_WITHIN, ROOT, Gateway, GatewayFailed, free_port
 from tests.support.keys import API_KEY
 from tests.support.redis import RedisServer
 
@@ -91,3 +93,13 @@ async def test_one_that_is_ended_while_it_waits_for_its_store_ends_at_once(cable
         await ends_without_a_word(gateway, starting)
     finally:
         await asyncio.to_thread(gateway.close)
+
+
+def test_a_node_loads_no_clients() -> None:
+    """They and what draws on terminals would take a fifth of its start."""
+    code = (
+        "import sys, gateway.cli, gateway.config, gateway.server\n"
+        "print({'httpx', 'rich', 'publisher', 'gateway.client'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("set()\n", "")
