@@ -61,7 +61,7 @@ async def test_a_key_that_ended_while_no_node_was_there_is_deleted_by_the_next(s
         broker.homes = list  # nobody is home
         receipt = await broker.publish(draft(ROOM, key="k", ttl=2))
         assert (await broker.snapshot(ROOM)).messages
-    await asyncio.sleep(2.1)
+    await asyncio.sleep(2.1)  # its time is what must pass, and nobody is there who could tell that it has
     async with store.node(**KEYED) as (broker, _):
         assert (await broker.snapshot(ROOM)).messages == []
         await follow(broker, ROOM)
