@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -30,6 +31,9 @@ try:
 
     from gateway.relays import relay_app
     from gateway.verify.command import verify
+
+    if find_spec("rich") is None:  # imported only by what draws
+        raise ModuleNotFoundError("rich")
 except ModuleNotFoundError:
     print(f"ringcast: {_WHOLE}", file=sys.stderr)
     raise SystemExit(2) from None
@@ -193,10 +197,10 @@ def route(
     as_json: AsJson = False,
 ) -> None:
     """Explain where messages go: partition, home node, and how far the node that answers and its sessions are."""
-    if (user is None) == (channel is None):
-        _fail("name either --user or --channel; --help says more.", 2)
     import httpx
 
+    if (user is None) == (channel is None):
+        _fail("name either --user or --channel; --help says more.", 2)
     asked = {"user": user} if channel is None else {"channel": channel}
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     try:

@@ -9,6 +9,8 @@ from typing import Annotated, NoReturn
 import msgspec
 import typer
 
+from gateway.verify import TRANSPORTS
+
 
 def verify(
     url: Annotated[
@@ -21,7 +23,7 @@ def verify(
     during: Annotated[str | None, typer.Option(metavar="COMMAND", help="What to do meanwhile, by the shell.")] = None,
     channel: Annotated[str, typer.Option(help="What the channels' names begin with.")] = "topic:verify",
     transport: Annotated[
-        list[str] | None, typer.Option(help="ws, sse, poll, eventsource; several.  [default: all]")
+        list[str] | None, typer.Option(help=f"{', '.join(TRANSPORTS)}; several.  [default: all]")
     ] = None,
     settle: Annotated[str, typer.Option(help="How long a publish, and what is missing at the end, may take.")] = "30s",
     api_key: Annotated[
@@ -39,7 +41,7 @@ def verify(
     """
     from gateway.settings import seconds
     from gateway.verify import report
-    from gateway.verify.trial import TRANSPORTS, NotStarted, Plan, Trial
+    from gateway.verify.trial import NotStarted, Plan, Trial
 
     try:
         plan = Plan(

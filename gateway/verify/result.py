@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from gateway.verify import EVENT_SOURCE
 from gateway.verify.ledger import Ledger
-from gateway.verify.track import EVENT_SOURCE, Tally
+from gateway.verify.track import Tally
 
 SHOWN = 20  # faults that are told one by one
 

@@ -11,7 +11,6 @@ from gateway.client.frames import Checkpoint, Error, Frame, Goodbye, Message, Re
 from gateway.client.reconnect import Ended
 from gateway.message import decode_cursor
 
-EVENT_SOURCE = "eventsource"
 MAX_CURSOR = 4 << 10  # bytes; a canary has one channel
 
 

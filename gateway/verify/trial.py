@@ -18,16 +18,14 @@ import msgspec
 from gateway.client import Event, Subscriber
 from gateway.client.links import tls
 from gateway.message import check_channel, new_id, partition_of
-from gateway.verify import event_source
+from gateway.verify import EVENT_SOURCE, TRANSPORTS, event_source
 from gateway.verify.canary import Canary, Follow
 from gateway.verify.ledger import Ledger
 from gateway.verify.load import RETRY, Load
 from gateway.verify.result import Result, judge
-from gateway.verify.track import EVENT_SOURCE, Tally, Track
+from gateway.verify.track import Tally, Track
 from publisher import Refused
 
-SUBSCRIBERS = ("ws", "sse", "poll")
-TRANSPORTS = (*SUBSCRIBERS, EVENT_SOURCE)
 STARTS = 100  # canaries that are started in a second: a trial is no storm
 JOIN_WITHIN = 30.0  # seconds for the last of them to have its first position
 LEAD = 3.0  # seconds of publishing before the command begins, and after it has ended

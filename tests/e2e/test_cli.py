@@ -215,12 +215,13 @@ def test_listen_says_why_it_is_refused(
     (["nowhere"], "ringcast: channel 'nowhere' must begin with a namespace"),
     (["topic:a", "--cursor", "?"], "ringcast: the cursor is not base64url"),
     (["topic:a", "--url", "ftp://x"], "ringcast: the gateway's URL must look like"),
-    (["topic:a", "--transport", "pigeon"], "ringcast: there is no transport 'pigeon': use auto, ws, sse or poll.\n"),
+    (["topic:a", "--transport", "pigeon"], "ringcast: there is no transport 'pigeon': use auto, ws, sse or poll."),
 ])  # fmt: skip
 def test_listen_says_what_is_wrong(arguments: list[str], sentence: str) -> None:
     done = ringcast("listen", *arguments, RINGCAST_TOKEN="a")
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     assert done.stderr.startswith(sentence)
+    assert done.stderr.count("\n") == 1
 
 
 # token
@@ -376,8 +377,9 @@ def test_a_reader_of_its_output_may_go(gateway: Gateway, flags: tuple[str, ...])
         assert "Broken" not in listening.said["err"]
 
 
-def test_without_the_whole_installation_it_says_what_to_install() -> None:
-    code = "import sys; sys.modules['typer'] = None; from gateway.cli import main; main()"
+@pytest.mark.parametrize("module", ["typer", "rich"])
+def test_without_the_whole_installation_it_says_what_to_install(module: str) -> None:
+    code = f"import sys; sys.modules[{module!r}] = None; from gateway.cli import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=environment({}), capture_output=True, text=True, check=False
     )  # fmt: skip
